@@ -1,0 +1,1 @@
+"""Embeddings to index: plan, build, verify (numpy, pyarrow, faiss; never torch)."""

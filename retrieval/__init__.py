@@ -1,0 +1,1 @@
+"""Index and queries to results: search, benchmarks, gallery, demo."""

@@ -1,0 +1,1 @@
+"""Voxels to embeddings: subjects, targets, models, training, prediction (torch)."""
