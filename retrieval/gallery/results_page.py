@@ -1,0 +1,189 @@
+"""A results folder as a gallery page: each hit's picture beside the one that was seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.subjects.subject import Subject
+
+from ..errors import ResultsError
+from ..results import Results
+from ..search.engine import SearchEngine
+from ..search.queries import QuerySet
+from .page import GalleryHit, GalleryQuery, write_gallery
+
+PAGE_NAME = "gallery.html"
+_HIT_COLUMNS = ("image_id", "image_path", "caption")
+
+
+@dataclass(frozen=True)
+class Found:
+    """How often the seen image was among the hits.
+
+    Parameters
+    ----------
+    n_known : int
+        Queries whose seen image is known, by ``image_id``.
+    n_first : int
+        Queries that found it at rank 0.
+    n_found : int
+        Queries that found it at any rank of the results.
+    """
+
+    n_known: int
+    n_first: int
+    n_found: int
+
+
+def count_found(results: Results, queries: QuerySet) -> Found:
+    """Count the queries whose own image, by ``image_id``, is among their hits."""
+    seen = _seen_images(queries)
+    if seen is None or "image_id" not in results.columns:
+        return Found(0, 0, 0)
+    n_first = n_found = 0
+    for query, hits in results.iter_queries(["image_id"]):
+        ranks = np.flatnonzero(hits["image_id"].to_numpy() == seen[query])
+        n_found += len(ranks) > 0
+        n_first += 0 in ranks
+    return Found(len(seen), n_first, n_found)
+
+
+def write_results_gallery(
+    results: Results,
+    engine: SearchEngine,
+    queries: QuerySet,
+    *,
+    subject: Subject | None = None,
+    title: str,
+    footer: str = "",
+    n_hits: int = 7,
+    n_queries: int = 1000,
+) -> Path:
+    """Write ``gallery.html`` into a results folder.
+
+    Parameters
+    ----------
+    results : Results
+    engine : SearchEngine
+        Whose embedding folder knows the pictures of the hits (column ``image_path``, relative to
+        that folder).
+    queries : QuerySet
+        What was searched for; a column ``image_id`` says which image was seen.
+    subject : Subject or None
+        Whose images were seen; without it a seen image is shown where the gallery holds it too.
+    title, footer : str
+    n_hits : int
+        Hits shown a query, at most those in the results.
+    n_queries : int
+        Queries shown, the first ones.
+
+    Returns
+    -------
+    Path
+        The page.
+
+    Raises
+    ------
+    ResultsError
+        If the gallery's metadata have no column ``image_path``.
+    """
+    if "image_path" not in results.columns:
+        raise ResultsError(
+            f"{results.path} has no column image_path, so there are no pictures to show; its "
+            f"columns are {', '.join(results.columns)}. Embed pictures with voxseek embed."
+        )
+    page = Path(results.path) / PAGE_NAME
+    shown = min(n_queries, results.n_queries)
+    facts = [
+        ("queries", f"{queries.label} ({results.n_queries}, {shown} shown)"),
+        ("index", f"{engine.path}: {engine.plan.design}, {engine.n_rows} images"),
+        ("space", str(engine.space)),
+        ("score", "cosine with the stored vector"),
+    ]
+    write_gallery(
+        page,
+        _queries(results, engine, queries, subject, n_hits, shown),
+        title=title,
+        facts=facts,
+        footer=footer,
+    )
+    return page
+
+
+def _queries(
+    results: Results,
+    engine: SearchEngine,
+    queries: QuerySet,
+    subject: Subject | None,
+    n_hits: int,
+    n_queries: int,
+) -> Iterator[GalleryQuery]:
+    seen = _seen_images(queries)
+    held = _images_held(engine, seen[:n_queries]) if seen is not None else frozenset()
+    pictures = Path(engine.embeddings.path)
+    captions = subject.captions() if subject is not None else {}
+    columns = [name for name in ("score", "row", *_HIT_COLUMNS) if name in results.columns]
+    for query, hits in results.iter_queries(columns):
+        if query >= n_queries:
+            return
+        rows = hits.to_pylist()
+        image_id = None if seen is None else int(seen[query])
+        own = next(
+            (hit for hit in rows if image_id is not None and hit.get("image_id") == image_id), None
+        )
+        trials = _trials(queries, query)
+        if subject is not None and subject.has_images and image_id is not None:
+            seen_image: Path | None = subject.image_path(image_id)
+            caption = captions.get(image_id, "")
+        else:
+            seen_image = _picture(pictures, own) if own is not None else None
+            caption = (own.get("caption") or "") if own is not None else ""
+        yield GalleryQuery(
+            label=f"query {query}" if image_id is None else f"image {image_id}",
+            seen_image=seen_image,
+            seen_caption=caption,
+            n_trials=trials,
+            is_in_gallery=image_id in held,
+            hits=tuple(
+                GalleryHit(
+                    row=hit["row"],
+                    score=hit["score"],
+                    image=_picture(pictures, hit),
+                    caption=hit.get("caption") or "",
+                    is_seen=image_id is not None and hit.get("image_id") == image_id,
+                )
+                for hit in rows[:n_hits]
+            ),
+        )
+
+
+def _seen_images(queries: QuerySet) -> Any:
+    if "image_id" not in queries.columns:
+        return None
+    return queries.metadata(np.arange(queries.n_queries), ["image_id"])["image_id"].to_numpy()
+
+
+def _images_held(engine: SearchEngine, image_ids: Any) -> frozenset[int]:
+    """Return those of ``image_ids`` that the gallery has a row of, read in bounded memory."""
+    if "image_id" not in engine.embeddings.columns:
+        return frozenset()
+    held: set[int] = set()
+    for table in engine.embeddings.iter_metadata(batch_rows=1 << 16, columns=["image_id"]):
+        here = table["image_id"].to_numpy()
+        held.update(here[np.isin(here, image_ids)].tolist())
+    return frozenset(held)
+
+
+def _trials(queries: QuerySet, query: int) -> int | None:
+    if "n_trials" not in queries.columns:
+        return None
+    return int(queries.metadata(np.array([query]), ["n_trials"])["n_trials"][0].as_py())
+
+
+def _picture(folder: Path, hit: dict[str, Any]) -> Path | None:
+    return folder / hit["image_path"] if hit.get("image_path") else None
