@@ -1,0 +1,1 @@
+"""Frozen image encoders: pictures to embeddings."""
