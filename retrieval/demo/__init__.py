@@ -1,0 +1,1 @@
+"""The main job end to end: pictures, brain, training, index, search, benchmark, gallery."""

@@ -1,0 +1,203 @@
+"""The main job on real fMRI: Miyawaki et al. 2008's figures, each left out of training in turn.
+
+Ten figures of 10 x 10 patches, eight trials each, 797 voxels of V1. The model that predicts a
+figure has never seen it: ten subjects, ten runs, and their predictions in one embedding folder,
+from where everything goes as for any other brain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from index_builder.build import build_index
+from index_builder.embeddings.artefact import atomic_write
+from index_builder.embeddings.reader import EmbeddingFolder
+from index_builder.embeddings.writer import EmbeddingWriter
+from index_builder.planning import plan_index
+from training.encoders.catalogue import open_encoder
+from training.loop import train
+from training.predict import predict
+from training.recipe import load_recipe
+from training.subjects.miyawaki import import_miyawaki
+from training.subjects.subject import Subject
+from training.targets import embed_pictures, list_pictures
+
+from ..benchmarks.nway import identify
+from ..benchmarks.report import NwayReport
+from ..benchmarks.table import format_report
+from ..gallery.results_page import write_results_gallery
+from ..results import Results, write_results
+from ..search.engine import SearchEngine
+from ..search.queries import load_queries
+from .stages import Stages
+
+N_FIGURES = 10
+ENCODER = "pixels-10"  # The stimuli are 10 x 10 patches; the cosine is their pixel correlation.
+RECIPE = "figures"
+COMMAND = "voxseek demo"
+
+
+@dataclass(frozen=True)
+class RealDemoReport:
+    """What the demo on real fMRI made, and how good it is.
+
+    Parameters
+    ----------
+    out : Path
+    averaged, single : NwayReport
+        Identification from the mean of a figure's eight trials, and from each trial.
+    gallery : Path
+    seconds : dict of str to float
+        By stage that ran.
+    """
+
+    out: Path
+    averaged: NwayReport
+    single: NwayReport
+    gallery: Path
+    seconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dict."""
+        return {
+            "out": str(self.out),
+            "averaged": self.averaged.to_dict(),
+            "single_trials": self.single.to_dict(),
+            "gallery": str(self.gallery),
+            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+        }
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report as lines for people."""
+        yield "real fMRI: Miyawaki et al. 2008, V1; no model has seen the figure that it predicts"
+        yield ""
+        yield format_report(self.averaged)
+        yield ""
+        yield format_report(self.single)
+        yield ""
+        yield "Ten figures are few: the intervals are wide, and nothing here speaks of photographs."
+        if self.seconds:
+            stages = "  ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+            yield f"seconds: {stages}  total {sum(self.seconds.values()):.1f}"
+        yield f"gallery: {self.gallery}"
+        yield f"next:    voxseek bench nway {self.out / 'predictions'} {self.out / 'targets'}"
+
+
+def run_real_demo(out: Path, source: Path, *, seed: int = 0) -> RealDemoReport:
+    """Run the main job on Miyawaki 2008's figures into ``out``, or finish an interrupted one.
+
+    Parameters
+    ----------
+    out : Path
+    source : Path
+        ``V1_mean_figure.mat``, or the folder that holds it.
+    seed : int
+
+    Raises
+    ------
+    DemoError
+        If ``out`` holds something else.
+    SourceError
+        If ``source`` is not that set.
+    """
+    stages = Stages(out, {"real": str(source.resolve()), "seed": seed})
+    recipe = load_recipe(RECIPE, [f"train.seed={seed}"])
+    targets: EmbeddingFolder | None = None
+    for figure in range(N_FIGURES):
+        fold = out / "folds" / str(figure)
+        subject = stages.keep(
+            "import",
+            fold / "subject" / "subject.json",
+            Subject.open,
+            lambda folder, figure=figure: import_miyawaki(source, folder, test_figure=figure),
+        )
+        if targets is None:
+            targets = _embed_figures(stages, subject)
+        run = fold / "run"
+        if not (run / "run.json").is_file():
+            with stages.timed("train"):
+                train(subject, targets, recipe, run, resume=run.is_dir())
+        for name, average in (("predictions", True), ("predictions_single", False)):
+            stages.keep(
+                "predict",
+                fold / name / "space.json",
+                EmbeddingFolder.open,
+                lambda folder, run=run, subject=subject, average=average: predict(
+                    run, subject, folder, average=average
+                ),
+            )
+    assert targets is not None  # N_FIGURES > 0
+    averaged = _gather(stages, "predictions")
+    single = _gather(stages, "predictions_single")
+    index = out / "index"
+    if not (index / "manifest.json").is_file():
+        with stages.timed("index"):
+            plan = plan_index(targets.n_rows, targets.space)
+            build_index(targets, index, plan, seed=seed, command=COMMAND)
+    engine = SearchEngine.open(index)
+    queries = load_queries(averaged.path)
+    results = stages.keep(
+        "search",
+        out / "results" / "results.json",
+        Results.open,
+        lambda folder: write_results(folder, engine, queries, N_FIGURES, command=COMMAND),
+    )
+    with stages.timed("benchmarks"):
+        report = RealDemoReport(
+            out=out,
+            averaged=identify(averaged, targets, n_way=("all",), seed=seed),
+            single=identify(single, targets, n_way=("all",), seed=seed),
+            gallery=write_results_gallery(
+                results,
+                engine,
+                queries,
+                subject=Subject.open(out / "folds" / "0" / "subject"),
+                title="What was seen in Miyawaki et al. 2008",
+                footer="Figures and fMRI: Miyawaki et al. 2008, doi:10.1016/j.neuron.2008.11.004.",
+                n_hits=N_FIGURES,
+            ),
+            seconds=stages.seconds,
+        )
+    with atomic_write(out / "report.json") as temporary:
+        temporary.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
+    return report
+
+
+def _embed_figures(stages: Stages, subject: Subject) -> EmbeddingFolder:
+    return stages.keep(
+        "embed",
+        stages.out / "targets" / "space.json",
+        EmbeddingFolder.open,
+        lambda folder: embed_pictures(
+            list_pictures(subject.path), folder, open_encoder(ENCODER), command=COMMAND
+        ),
+    )
+
+
+def _gather(stages: Stages, name: str) -> EmbeddingFolder:
+    """Put the predictions of all folds into one folder, figure by figure."""
+
+    def gather(folder: Path) -> EmbeddingFolder:
+        folds = [
+            EmbeddingFolder.open(stages.out / "folds" / str(figure) / name)
+            for figure in range(N_FIGURES)
+        ]
+        vectors = np.concatenate([fold.take(np.arange(fold.n_rows)) for fold in folds])
+        metadata = pa.concat_tables([fold.metadata() for fold in folds])
+        details = {"folds": [fold.fingerprint for fold in folds]}
+        space, dtype = folds[0].space, folds[0].dtype.name
+        with EmbeddingWriter(
+            folder, space, command=COMMAND, details=details, dtype=dtype
+        ) as writer:
+            if writer.n_rows_done == 0:
+                writer.write(vectors, metadata)
+            return writer.finish()
+
+    return stages.keep("predict", stages.out / name / "space.json", EmbeddingFolder.open, gather)
