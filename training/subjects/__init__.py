@@ -1,0 +1,1 @@
+"""Subject folders: voxels, trials, regions and images, and what fills them."""
