@@ -54,7 +54,7 @@ def data() -> None:
     "--ncsnr-scale",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=click.FloatRange(0, 1.1),
     help="Multiplies NSD's signal-to-noise ratios; 0 gives pure noise.",
 )
 @seed_option
@@ -99,14 +99,14 @@ def import_() -> None:
     "--test-fraction",
     default=0.1,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=click.FloatRange(0, 1, max_open=True),
     help="Share of the images to test on.",
 )
 @click.option(
     "--validation-fraction",
     default=0.1,
     show_default=True,
-    type=click.FloatRange(0, 1),
+    type=click.FloatRange(0, 1, max_open=True),
     help="Share of the other images to validate on.",
 )
 @seed_option
@@ -323,7 +323,11 @@ def train(
 @click.argument("out", type=FOLDER)
 @split_option
 @click.option(
-    "--head", default="retrieval", show_default=True, type=click.Choice(["retrieval", "prior"])
+    "--head",
+    default="retrieval",
+    show_default=True,
+    type=click.Choice(["retrieval", "prior"]),
+    help="The contrastive embedding, or a sample of the diffusion prior.",
 )
 @click.option("--single-trials", is_flag=True, help="One row a trial; by default, one an image.")
 @seed_option

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from .errors import EmbeddingError, SpaceMismatchError
 
 Layer = Literal["final", "hidden"]
+_WRITTEN = re.compile(r"(.+):(\w+):(\d+)x(\d+)(?::(unit|any))?")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class EmbeddingSpace:
         """Numbers an embedding: ``tokens * dim``."""
         return self.tokens * self.dim
 
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one embedding: ``(dim,)``, or ``(tokens, dim)`` where there are several."""
+        return (self.dim,) if self.tokens == 1 else (self.tokens, self.dim)
+
     def __str__(self) -> str:
         norm = "unit norm" if self.unit_norm else "any norm"
         return f"{self.model}:{self.layer} ({self.tokens} x {self.dim}, {norm})"
@@ -73,6 +80,26 @@ class EmbeddingSpace:
                 f"an embedding space needs exactly model, layer, tokens, dim and unit_norm; "
                 f"found {sorted(fields)}."
             ) from error
+
+    @classmethod
+    def parse(cls, text: str) -> EmbeddingSpace:
+        """Read a space from ``MODEL:LAYER:TOKENSxDIM[:unit|any]``, as the command line takes it.
+
+        The norm is ``unit`` unless ``any`` is said.
+
+        Raises
+        ------
+        EmbeddingError
+            If the text is not of this form.
+        """
+        match = _WRITTEN.fullmatch(text)
+        if match is None:
+            raise EmbeddingError(
+                f"{text!r} names no embedding space; expected MODEL:LAYER:TOKENSxDIM[:unit|any], "
+                f"for example ViT-L-14/openai:final:1x768."
+            )
+        model, layer, tokens, dim, norm = match.groups()
+        return cls(model, layer, int(tokens), int(dim), norm != "any")  # type: ignore[arg-type] # checked in __post_init__
 
     def require_comparable(self, other: EmbeddingSpace, *, mine: str, theirs: str) -> None:
         """Raise unless cosines between the two spaces mean something.

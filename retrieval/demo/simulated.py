@@ -15,7 +15,8 @@ from typing import Any
 from index_builder.build import build_index
 from index_builder.embeddings.artefact import atomic_write
 from index_builder.embeddings.reader import EmbeddingFolder
-from index_builder.planning import plan_index
+from index_builder.errors import PlanError
+from index_builder.planning import IndexPlan, plan_index
 from training.encoders.catalogue import open_encoder
 from training.loop import train
 from training.predict import Head, predict
@@ -212,12 +213,7 @@ def run_demo(
     predictions = _train_and_predict(stages, subject, targets, "run", "predictions", settings)
     validation = _predict(stages, subject, "run", "predictions_validation", "validation")
     prior = _predict(stages, subject, "run", "predictions_prior", "test", head="prior")
-    plan = plan_index(
-        targets.n_rows,
-        targets.space,
-        memory_bytes=RAM_BYTES_PER_VECTOR * targets.n_rows,
-        code="ivf-rabitq",
-    )
+    plan = _plan(targets)
     stages.keep(
         "index",
         out / "index" / "manifest.json",
@@ -290,6 +286,17 @@ def run_demo(
     with atomic_write(out / "report.json") as temporary:
         temporary.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
     return report
+
+
+def _plan(targets: EmbeddingFolder) -> IndexPlan:
+    """Plan codes of at most 140 bytes a vector, or what suits a gallery too small for them."""
+    n_rows, space = targets.n_rows, targets.space
+    try:
+        return plan_index(
+            n_rows, space, memory_bytes=RAM_BYTES_PER_VECTOR * n_rows, code="ivf-rabitq"
+        )
+    except PlanError:  # the centroids alone outweigh a few hundred codes
+        return plan_index(n_rows, space, code="flat")
 
 
 def _make_targets(stages: Stages, images: Path | None) -> EmbeddingFolder:

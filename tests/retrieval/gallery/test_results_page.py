@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from index_builder.build import build_index
+from index_builder.embeddings.reader import EmbeddingFolder
+from index_builder.embeddings.space import EmbeddingSpace
+from index_builder.embeddings.writer import EmbeddingWriter
+from index_builder.planning import plan_index
+from retrieval.errors import ResultsError
+from retrieval.gallery.results_page import count_found, write_results_gallery
+from retrieval.results import write_results
+from retrieval.search.engine import SearchEngine
+from retrieval.search.queries import load_queries
+
+SPACE = EmbeddingSpace("a model", "final", 1, 8, True)
+
+
+def write(folder: Path, vectors: np.ndarray, columns: dict[str, object]) -> EmbeddingFolder:
+    with EmbeddingWriter(folder, SPACE, command="test", details={}) as writer:
+        writer.write(vectors.astype(np.float32), pa.table(columns))
+        return writer.finish()
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> SearchEngine:
+    """Search eight orthogonal images, numbered from 10."""
+    for number in range(8):
+        Image.new("RGB", (16, 16), (30 * number, 99, 0)).save(tmp_path / f"{number}.png")
+    gallery = write(
+        tmp_path / "gallery",
+        np.eye(8),
+        {
+            "image_id": np.arange(10, 18),
+            "image_path": [f"../{number}.png" for number in range(8)],
+            "caption": [f"number {number} <u>" for number in range(8)],
+        },
+    )
+    build_index(gallery, tmp_path / "index", plan_index(8, SPACE))
+    return SearchEngine.open(tmp_path / "index")
+
+
+def test_seen_images_are_counted_and_shown(engine: SearchEngine, tmp_path: Path) -> None:
+    near = np.eye(8)[[2, 3, 5]] + 0.5 * np.eye(8)[[2, 4, 6]]
+    near[1] = np.eye(8)[3] * 0.4 + np.eye(8)[4]  # finds 14 first, then 13, which was seen
+    near[2] = np.eye(8)[5]  # an image that the gallery does not hold was seen
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+    write(tmp_path / "asked", near, {"image_id": [12, 13, 99], "n_trials": [3, 3, 1]})
+    queries = load_queries(tmp_path / "asked")
+    results = write_results(tmp_path / "results", engine, queries, 4)
+    found = count_found(results, queries)
+    assert (found.n_known, found.n_first, found.n_found) == (3, 1, 2)
+    page = write_results_gallery(results, engine, queries, title="Test")
+    text = page.read_text()
+    assert "Found at rank 1" in text and "Found at rank 2" in text
+    assert "number 2 &lt;u&gt;" in text and "<u>" not in text
+    assert "3 trials averaged" in text
+
+
+def test_queries_without_a_record_of_what_was_seen(engine: SearchEngine, tmp_path: Path) -> None:
+    np.save(tmp_path / "asked.npy", np.eye(8, dtype=np.float32)[:2])
+    queries = load_queries(tmp_path / "asked.npy")
+    results = write_results(tmp_path / "results", engine, queries, 2)
+    assert count_found(results, queries).n_known == 0
+    text = write_results_gallery(results, engine, queries, title="Test").read_text()
+    assert "query 0" in text and "Found at rank" not in text.split("</style>")[1]
+
+
+def test_a_gallery_without_pictures_is_refused(tmp_path: Path) -> None:
+    gallery = write(tmp_path / "bare", np.eye(8), {"image_id": np.arange(8)})
+    build_index(gallery, tmp_path / "index", plan_index(8, SPACE))
+    engine = SearchEngine.open(tmp_path / "index")
+    queries = load_queries(tmp_path / "bare")
+    results = write_results(tmp_path / "results", engine, queries, 2)
+    with pytest.raises(ResultsError, match="has no column image_path"):
+        write_results_gallery(results, engine, queries, title="Test")
