@@ -56,8 +56,14 @@ def _describe_side(side: dict[str, Any]) -> str:
     if "space" in side:
         space = side["space"]
         parts.append(f"{space['model']}:{space['layer']} ({space['tokens']} x {space['dim']})")
-    parts += [f"{name} {', '.join(side[name])}" for name in ("subject", "split") if name in side]
+    parts += [f"{name} {_shorten(side[name])}" for name in ("subject", "split") if name in side]
     return ", ".join(parts)
+
+
+def _shorten(names: Sequence[str]) -> str:
+    if len(names) <= 2:
+        return ", ".join(names)
+    return f"{names[0]} and {len(names) - 1} more"
 
 
 def _rate_table(report: NwayReport) -> list[str]:

@@ -29,7 +29,7 @@ from training.subjects.miyawaki import import_miyawaki
 from training.subjects.subject import Subject
 from training.targets import embed_pictures, list_pictures
 
-from ..benchmarks.nway import identify
+from ..benchmarks.nway import NWay, identify
 from ..benchmarks.report import NwayReport
 from ..benchmarks.table import format_report
 from ..gallery.results_page import write_results_gallery
@@ -41,6 +41,7 @@ from .stages import Stages
 N_FIGURES = 10
 ENCODER = "pixels-10"  # The stimuli are 10 x 10 patches; the cosine is their pixel correlation.
 RECIPE = "figures"
+N_WAY: tuple[NWay, ...] = (2, "all")
 COMMAND = "voxseek demo"
 
 
@@ -109,31 +110,15 @@ def run_real_demo(out: Path, source: Path, *, seed: int = 0) -> RealDemoReport:
     """
     stages = Stages(out, {"real": str(source.resolve()), "seed": seed})
     recipe = load_recipe(RECIPE, [f"train.seed={seed}"])
-    targets: EmbeddingFolder | None = None
-    for figure in range(N_FIGURES):
-        fold = out / "folds" / str(figure)
-        subject = stages.keep(
-            "import",
-            fold / "subject" / "subject.json",
-            Subject.open,
-            lambda folder, figure=figure: import_miyawaki(source, folder, test_figure=figure),
-        )
-        if targets is None:
-            targets = _embed_figures(stages, subject)
-        run = fold / "run"
+    subjects = [_import(stages, source, figure) for figure in range(N_FIGURES)]
+    targets = _embed_figures(stages, subjects[0])
+    for subject in subjects:
+        run = subject.path.parent / "run"
         if not (run / "run.json").is_file():
             with stages.timed("train"):
                 train(subject, targets, recipe, run, resume=run.is_dir())
-        for name, average in (("predictions", True), ("predictions_single", False)):
-            stages.keep(
-                "predict",
-                fold / name / "space.json",
-                EmbeddingFolder.open,
-                lambda folder, run=run, subject=subject, average=average: predict(
-                    run, subject, folder, average=average
-                ),
-            )
-    assert targets is not None  # N_FIGURES > 0
+        _predict(stages, run, subject, "predictions", average=True)
+        _predict(stages, run, subject, "predictions_single", average=False)
     averaged = _gather(stages, "predictions")
     single = _gather(stages, "predictions_single")
     index = out / "index"
@@ -152,13 +137,13 @@ def run_real_demo(out: Path, source: Path, *, seed: int = 0) -> RealDemoReport:
     with stages.timed("benchmarks"):
         report = RealDemoReport(
             out=out,
-            averaged=identify(averaged, targets, n_way=("all",), seed=seed),
-            single=identify(single, targets, n_way=("all",), seed=seed),
+            averaged=identify(averaged, targets, n_way=N_WAY, seed=seed),
+            single=identify(single, targets, n_way=N_WAY, seed=seed),
             gallery=write_results_gallery(
                 results,
                 engine,
                 queries,
-                subject=Subject.open(out / "folds" / "0" / "subject"),
+                subject=subjects[0],
                 title="What was seen in Miyawaki et al. 2008",
                 footer="Figures and fMRI: Miyawaki et al. 2008, doi:10.1016/j.neuron.2008.11.004.",
                 n_hits=N_FIGURES,
@@ -168,6 +153,24 @@ def run_real_demo(out: Path, source: Path, *, seed: int = 0) -> RealDemoReport:
     with atomic_write(out / "report.json") as temporary:
         temporary.write_text(json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n")
     return report
+
+
+def _import(stages: Stages, source: Path, figure: int) -> Subject:
+    return stages.keep(
+        "import",
+        stages.out / "folds" / str(figure) / "subject" / "subject.json",
+        Subject.open,
+        lambda folder: import_miyawaki(source, folder, test_figure=figure),
+    )
+
+
+def _predict(stages: Stages, run: Path, subject: Subject, name: str, *, average: bool) -> None:
+    stages.keep(
+        "predict",
+        run.parent / name / "space.json",
+        EmbeddingFolder.open,
+        lambda folder: predict(run, subject, folder, average=average),
+    )
 
 
 def _embed_figures(stages: Stages, subject: Subject) -> EmbeddingFolder:
@@ -192,10 +195,7 @@ def _gather(stages: Stages, name: str) -> EmbeddingFolder:
         vectors = np.concatenate([fold.take(np.arange(fold.n_rows)) for fold in folds])
         metadata = pa.concat_tables([fold.metadata() for fold in folds])
         details = {"folds": [fold.fingerprint for fold in folds]}
-        space, dtype = folds[0].space, folds[0].dtype.name
-        with EmbeddingWriter(
-            folder, space, command=COMMAND, details=details, dtype=dtype
-        ) as writer:
+        with EmbeddingWriter(folder, folds[0].space, command=COMMAND, details=details) as writer:
             if writer.n_rows_done == 0:
                 writer.write(vectors, metadata)
             return writer.finish()

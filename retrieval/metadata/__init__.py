@@ -1,0 +1,1 @@
+"""Metadata of rows: columns of an index's Arrow files, memory-mapped."""

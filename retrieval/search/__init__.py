@@ -1,0 +1,1 @@
+"""Search: open an index, find candidates in its lists, rank them exactly."""

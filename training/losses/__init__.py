@@ -1,0 +1,1 @@
+"""The training objectives, each as a plain function."""

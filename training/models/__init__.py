@@ -1,0 +1,1 @@
+"""The networks: backbone, projector, prior, and the model they make up."""
