@@ -1,0 +1,1 @@
+"""The ground floor: what an embedding set is, in memory and on disk."""
