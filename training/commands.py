@@ -200,7 +200,7 @@ def emit_subject(subject: Subject, as_json: bool) -> None:
 @click.option("--pretrained", help="For open_clip: a pretrained tag, or a local weight file.")
 @click.option(
     "--batch-size",
-    default=32,
+    default=16,
     show_default=True,
     type=click.IntRange(1),
     help="Pictures an encoder call.",

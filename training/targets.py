@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -104,7 +107,7 @@ def embed_pictures(
     out: str | os.PathLike[str],
     encoder: ImageEncoder,
     *,
-    batch_size: int = 32,
+    batch_size: int = 16,
     part_rows: int = 1024,
     command: str = "voxseek embed",
 ) -> EmbeddingFolder:
@@ -118,7 +121,7 @@ def embed_pictures(
     out : path
     encoder : ImageEncoder
     batch_size : int
-        Pictures an encoder call; twice as many are held decoded.
+        Pictures an encoder call; each core decodes and encodes one batch at a time.
     part_rows : int
         Rows of one part: what an interruption can cost.
     command : str
@@ -138,7 +141,7 @@ def embed_pictures(
         n_done = writer.n_rows_done
         left = pictures[n_done:]
         embedded = track(
-            _encode(left, encoder, batch_size),
+            _encode(left, encoder, batch_size, part_rows),
             label="embed",
             total=len(pictures),
             unit="picture",
@@ -159,24 +162,38 @@ def embed_pictures(
 
 
 def _encode(
-    pictures: Sequence[Picture], encoder: ImageEncoder, batch_size: int
+    pictures: Sequence[Picture], encoder: ImageEncoder, batch_size: int, part_rows: int
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield one embedding a picture; the next batch is decoded while this one is encoded."""
-    batches = [pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
+    """Yield one embedding a picture, in order; a batch is decoded and encoded by one thread.
 
-    def load(picture: Picture) -> NDArray[np.float32]:
-        try:
-            with Image.open(picture.path) as opened:
-                return encoder.prepare(opened)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            raise TargetsError(
-                f"{picture.path} (image_id {picture.image_id}) can't be read as a picture: "
-                f"{error}. Replace or remove it; parts embedded so far are kept."
-            ) from error
+    Side by side, batches share nothing: several threads inside one small convolution spend their
+    time waiting for each other, most of all on a machine that has other work.
+    """
 
-    with ThreadPoolExecutor() as pool:
-        ahead = [pool.submit(load, picture) for picture in batches[0]] if batches else []
-        for following in [*batches[1:], []]:
-            prepared = [future.result() for future in ahead]
-            ahead = [pool.submit(load, picture) for picture in following]
-            yield from encoder.encode(np.stack(prepared))
+    def embed(batch: Sequence[Picture]) -> NDArray[np.float32]:
+        return encoder.encode(np.stack([_prepare(picture, encoder) for picture in batch]))
+
+    # A batch never crosses parts, so that a resumed run forms the same ones: rounding depends on it.
+    batches = (
+        pictures[i : min(i + batch_size, start + part_rows)]
+        for start in range(0, len(pictures), part_rows)
+        for i in range(start, min(start + part_rows, len(pictures)), batch_size)
+    )
+    n_workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(n_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        waiting = deque(pool.submit(embed, batch) for batch in islice(batches, 2 * n_workers))
+        while waiting:
+            embeddings = waiting.popleft().result()
+            waiting.extend(pool.submit(embed, batch) for batch in islice(batches, 1))
+            yield from embeddings
+
+
+def _prepare(picture: Picture, encoder: ImageEncoder) -> NDArray[np.float32]:
+    try:
+        with Image.open(picture.path) as opened:
+            return encoder.prepare(opened)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise TargetsError(
+            f"{picture.path} (image_id {picture.image_id}) can't be read as a picture: "
+            f"{error}. Replace or remove it; parts embedded so far are kept."
+        ) from error
