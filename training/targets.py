@@ -173,7 +173,7 @@ def _encode(
     def embed(batch: Sequence[Picture]) -> NDArray[np.float32]:
         return encoder.encode(np.stack([_prepare(picture, encoder) for picture in batch]))
 
-    # A batch never crosses parts, so that a resumed run forms the same ones: rounding depends on it.
+    # A batch never crosses parts: a resumed run forms the same ones, and rounds alike.
     batches = (
         pictures[i : min(i + batch_size, start + part_rows)]
         for start in range(0, len(pictures), part_rows)
