@@ -75,6 +75,8 @@ class Run:
         ------
         ArtefactError
             If the folder is no finished run, or a file of it is missing or altered.
+        RunError
+            If the weights are of another architecture than this version builds.
         """
         root = Path(path)
         manifest = read_manifest(root, MANIFEST, kind=KIND, format_version=FORMAT_VERSION)
@@ -85,7 +87,13 @@ class Run:
             model = build_model(
                 recipe, n_voxels=manifest["n_voxels"], tokens=space.tokens, dim=space.dim
             )
-        model.load_state_dict(load_file(root / MODEL), assign=True)
+        try:
+            model.load_state_dict(load_file(root / MODEL), assign=True)
+        except RuntimeError as error:
+            raise RunError(
+                f"{root / MODEL} doesn't fit the model that {RECIPE} beside it describes: {error} "
+                f"Another voxseek trained it; train again, or predict with that one."
+            ) from error
         return cls(
             path=root,
             recipe=recipe,

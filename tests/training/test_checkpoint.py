@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from index_builder.embeddings.errors import ArtefactError
+from training import checkpoint
 from training.checkpoint import Run, load_state, save_state
 from training.errors import RunError
 from training.loop import train
@@ -24,6 +26,19 @@ def test_altered_weights_are_not_loaded(
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(ArtefactError, match=r"model\.safetensors differs from its recorded SHA"):
+        Run.open(tmp_path / "run")
+
+
+def test_weights_of_another_architecture_are_not_loaded(
+    make_brain: Callable[..., Any],
+    small_recipe: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    brain = make_brain()
+    train(brain.subject, brain.targets, small_recipe("train.epochs=1"), tmp_path / "run")
+    monkeypatch.setattr(checkpoint, "build_model", lambda *_, **__: torch.nn.Linear(3, 4))
+    with pytest.raises(RunError, match=r"doesn't fit the model that recipe\.toml beside it"):
         Run.open(tmp_path / "run")
 
 
