@@ -31,6 +31,7 @@ from ..benchmarks.nway import NWay, identify
 from ..benchmarks.recall import RecallReport, measure_recall
 from ..benchmarks.report import DirectionReport, NwayReport
 from ..benchmarks.table import align, percent
+from ..benchmarks.wilson import wilson_interval
 from ..errors import DemoError
 from ..gallery.results_page import count_found, write_results_gallery
 from ..results import Results, write_results
@@ -136,10 +137,15 @@ class DemoReport:
             )
         )
         if self.control is not None:
-            rows.append(
-                _rate_row("brain→image, shuffled labels", self.control.brain_to_image, self.n_way)
-            )
+            rows.append(self._control_row(self.control))
         yield from align(rows)
+        if self.control is not None:
+            rank = self.control.brain_to_image.median_rank
+            yield (
+                f"shuffled labels: median rank {rank.value:.0f} of {pool} "
+                f"[{rank.low:.0f}, {rank.high:.0f}], chance {(pool + 1) / 2:.1f}; the interval of "
+                f"the rate is Wilson's, for the bootstrap can't see beyond no success at all"
+            )
         yield ""
         fraction = self.comparison.fractions[self.n_way]
         yield (
@@ -164,6 +170,17 @@ class DemoReport:
         yield ""
         yield f"gallery: {self.gallery}"
         yield f"next:    voxseek search {self.out / 'index'} {self.out / 'predictions'} --json"
+
+    def _control_row(self, control: NwayReport) -> list[str]:
+        rate = control.brain_to_image.rate(self.n_way)
+        bounds = wilson_interval(rate.expected.value, control.pool_size)
+        return [
+            "brain→image, shuffled labels",
+            f"{self.n_way}-way",
+            percent(bounds.value),
+            f"{percent(bounds.low)} to {percent(bounds.high)}",
+            percent(rate.chance),
+        ]
 
 
 def run_demo(

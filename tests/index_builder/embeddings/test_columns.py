@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +164,22 @@ def test_damage_inside_a_file_is_named_when_it_is_met(
         folder.metadata([14])
     with pytest.raises(PartError, match=r"metadata_2\.parquet is not a readable parquet file"):
         list(folder.iter_metadata(batch_rows=5))
+
+
+def test_a_file_that_ends_before_its_last_row(
+    folder: EmbeddingFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet as pq
+
+    read = pq.ParquetFile.iter_batches
+
+    def stop_early(self: pq.ParquetFile, **options: object) -> Iterator[pa.RecordBatch]:
+        yield from list(read(self, **options))[:-1]
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", stop_early)
+    message = r"metadata_0\.parquet is not .* promises 13 rows, and it holds 12"
+    with pytest.raises(PartError, match=message):
+        list(folder.iter_metadata(batch_rows=1))
 
 
 def test_other_columns_than_the_first_part(open_tables: Callable[..., EmbeddingFolder]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index_builder.embeddings import batches
+from index_builder.embeddings import batches, vectors
 from index_builder.embeddings.errors import (
     ArtefactError,
     EmbeddingError,
@@ -87,8 +87,13 @@ def test_a_reader_that_stops_early_leaves_no_thread(opened: EmbeddingFolder) -> 
 
 @pytest.mark.parametrize("n_rows", [0, 1, 63, 64, 65, 5000])
 def test_take_is_indexing(
-    opened: EmbeddingFolder, arrays: list[np.ndarray], rng: np.random.Generator, n_rows: int
+    opened: EmbeddingFolder,
+    arrays: list[np.ndarray],
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    n_rows: int,
 ) -> None:
+    monkeypatch.setattr(vectors, "_TAKEN_BYTES", 3 * 16)  # three rows at once
     rows = rng.integers(0, 43, n_rows)
     taken = opened.take(rows)
     np.testing.assert_array_equal(taken, np.concatenate(arrays)[rows])

@@ -29,11 +29,16 @@ class CountingFileSystem(MemoryFileSystem):
     store: dict[str, Any] = {}  # noqa: RUF012  # the parent class keeps its files in a class attribute
     pseudo_dirs = [""]  # noqa: RUF012
     ranges: list[tuple[str, int, int]] = []  # noqa: RUF012
+    caches: set[str] = set()  # noqa: RUF012
     has_sizes = True
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return str(super()._strip_protocol(path.removeprefix("counting://")))
+
+    def _open(self, path: str, *args: Any, **options: Any) -> Any:
+        type(self).caches.add(options.get("cache_type", "read-ahead of megabytes"))
+        return super()._open(path, *args, **options)
 
     def cat_file(
         self, path: str, start: int | None = None, end: int | None = None, **_: Any
@@ -76,6 +81,7 @@ def folder(laion_folder: Laion, arrays: list[np.ndarray]) -> Path:
 def url(folder: Path, file_system: CountingFileSystem) -> str:
     file_system.put(str(folder), "/laion", recursive=True)
     CountingFileSystem.ranges.clear()
+    CountingFileSystem.caches.clear()
     return "counting://laion"
 
 
@@ -104,6 +110,7 @@ def test_opening_reads_headers_alone(url: str, space: EmbeddingSpace) -> None:
         "/laion/img_emb/img_emb_1.npy",
     }
     assert fetched() <= 2 * 12_000
+    assert CountingFileSystem.caches == {"none"}
 
 
 def test_take_reads_its_rows_alone_and_neighbours_at_once(url: str, space: EmbeddingSpace) -> None:

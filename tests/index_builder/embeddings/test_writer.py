@@ -380,10 +380,12 @@ def test_several_tokens(tmp_path: Path, unit_rows: Rows) -> None:
 
 
 def test_bytes_do_not_depend_on_how_a_table_is_chunked(
-    tmp_path: Path, space: EmbeddingSpace, batches: list[Batch]
+    tmp_path: Path, space: EmbeddingSpace, unit_rows: Rows
 ) -> None:
-    rows, table = batches[0]
-    chunked = pa.concat_tables([table.slice(0, 2), table.slice(2)])
+    """Parquet looks whether a page is full at the end of each chunk, if nobody joins them."""
+    rows = unit_rows(4_000)
+    table = pa.table({"caption": [f"{i:04d}" * 250 for i in range(len(rows))]})
+    chunked = pa.concat_tables([table.slice(i, 700) for i in range(0, len(rows), 700)])
     write_all(tmp_path / "a", space, [(rows, table)])
     write_all(tmp_path / "b", space, [(rows, chunked.replace_schema_metadata({"pandas": "{}"}))])
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
