@@ -26,12 +26,12 @@ from training.subjects.simulation_config import SimulationConfig
 from training.subjects.subject import Subject
 from training.targets import embed_pictures, list_pictures
 
+from ..benchmarks.binomial import exact_interval
 from ..benchmarks.ideal import IdealComparison, compare_with_ideal
 from ..benchmarks.nway import NWay, identify
 from ..benchmarks.recall import RecallReport, measure_recall
 from ..benchmarks.report import DirectionReport, NwayReport
 from ..benchmarks.table import align, percent
-from ..benchmarks.wilson import wilson_interval
 from ..errors import DemoError
 from ..gallery.results_page import count_found, write_results_gallery
 from ..results import Results, write_results
@@ -144,7 +144,7 @@ class DemoReport:
             yield (
                 f"shuffled labels: median rank {rank.value:.0f} of {pool} "
                 f"[{rank.low:.0f}, {rank.high:.0f}], chance {(pool + 1) / 2:.1f}; the interval of "
-                f"the rate is Wilson's, for the bootstrap can't see beyond no success at all"
+                f"their rate is the exact binomial one"
             )
         yield ""
         fraction = self.comparison.fractions[self.n_way]
@@ -173,7 +173,7 @@ class DemoReport:
 
     def _control_row(self, control: NwayReport) -> list[str]:
         rate = control.brain_to_image.rate(self.n_way)
-        bounds = wilson_interval(rate.expected.value, control.pool_size)
+        bounds = exact_interval(rate.expected.value, control.pool_size)
         return [
             "brain→image, shuffled labels",
             f"{self.n_way}-way",
