@@ -190,7 +190,7 @@ def index_info(folder: Path, as_json: bool) -> None:
     from .manifest import read_index_manifest
 
     manifest = read_index_manifest(folder)
-    emit(manifest, as_json, describe_index(manifest))
+    emit(manifest, as_json, describe_index(manifest, has_efforts=True))
 
 
 @index.command(short_help="Check an index from checksums to searches.")

@@ -36,8 +36,15 @@ def _design_row(design: DesignCost) -> list[str]:
     ]
 
 
-def describe_index(manifest: dict[str, Any]) -> Iterator[str]:
-    """Yield what an index is, what it costs, and what its certificate says."""
+def describe_index(manifest: dict[str, Any], *, has_efforts: bool = False) -> Iterator[str]:
+    """Yield what an index is, what it costs, and what its certificate says.
+
+    Parameters
+    ----------
+    manifest : dict
+    has_efforts : bool
+        With a line for every effort that was measured.
+    """
     plan = IndexPlan.from_dict(manifest["plan"])
     certificate = manifest["certificate"]
     yield f"{plan.n_rows} rows of {plan.space}, from {manifest['embeddings']['path']}"
@@ -46,7 +53,7 @@ def describe_index(manifest: dict[str, Any]) -> Iterator[str]:
         f"{plan.bytes_per_vector:.1f} bytes a vector"
     )
     yield certificate["statement"]
-    for effort in certificate.get("efforts", ()):
+    for effort in certificate.get("efforts", ()) if has_efforts else ():
         recalls = "; ".join(
             f"{name} " + ", ".join(f"@{k} {value:.3f}" for k, value in recall.items())
             for name, recall in effort["recall"].items()

@@ -119,7 +119,7 @@ def build_shard(task: ShardTask) -> dict[str, Any]:
         ),
         label=f"shard {task.number}",
         total=-(-(task.row_stop - task.row_start) // batch_rows),
-        unit="batch",
+        unit="block",
     )
     files = [TOMBSTONES_FILE]
     if task.n_lists:

@@ -140,7 +140,7 @@ def write_results(
     n_batches = -(-queries.n_queries // batch_queries)
     with atomic_write(root / HITS_FILE) as temporary:
         writer = None
-        for table in track(tables, label="search", total=n_batches, unit="batch"):
+        for table in track(tables, label="search", total=n_batches, unit="block"):
             if writer is None:
                 writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
             # One row group a batch, so that a query is never cut in two.

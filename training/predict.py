@@ -112,7 +112,7 @@ def predict(
             n_left_out += len(batches[n_done].images)
             n_done += 1
         for batch in track(
-            batches[n_done:], label="predict", total=len(batches), unit="batch", n_done=n_done
+            batches[n_done:], label="predict", total=len(batches), unit="block", n_done=n_done
         ):
             embeddings = decoder.decode(batch, separately=average and averaging == "outputs")
             columns = {
