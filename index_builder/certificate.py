@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .cosine import has_direction, unit_rows
+from .embeddings.float16 import to_float32
 from .embeddings.reader import EmbeddingFolder
 from .ground_truth import block_rows, exact_search
 from .inverted_file import InvertedFile
@@ -130,7 +131,7 @@ def _sample(folder: EmbeddingFolder, n_queries: int, seed: int) -> tuple[np.ndar
 
 def sound_rows(folder: EmbeddingFolder, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Read rows, and return numbers and unit vectors (n, width) of those with a direction."""
-    vectors = folder.take(rows).reshape(len(rows), folder.space.width).astype(np.float32)
+    vectors = to_float32(folder.take(rows).reshape(len(rows), folder.space.width))
     is_sound = has_direction(vectors)
     return rows[is_sound], unit_rows(vectors[is_sound])
 

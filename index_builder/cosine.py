@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .embeddings.float16 import to_float32
+
 _PAIR_BYTES = 32 << 20  # float64 rows of pairs in flight
 _SMALLEST_NORM = 1e-30
 _SHORTEST = 1e-12
@@ -28,9 +30,9 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     unit : ndarray of shape (n, width), float32
     """
     width = int(np.prod(vectors.shape[1:]))  # -1 would be ambiguous where there are no rows
-    rows = vectors.reshape(len(vectors), width).astype(np.float32)
-    rows /= row_norms(rows)[:, None]
-    return rows
+    rows = to_float32(vectors.reshape(len(vectors), width))
+    unit: np.ndarray = rows / row_norms(rows)[:, None]
+    return unit
 
 
 def row_norms(rows: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from .cosine import best_per_query, kth_largest, pair_scores, rounding_error, row_norms
+from .embeddings.float16 import to_float32
 from .embeddings.reader import EmbeddingBatch
 
 _BLOCK_BYTES = 64 << 20  # float32 scores of all queries against a block
@@ -48,7 +49,7 @@ def exact_search(
     best_scores = np.full((n_queries, k), np.nan, np.float32)
     for batch in batches:
         vectors = batch.embeddings.reshape(len(batch.embeddings), width)
-        nominees = queries @ vectors.astype(np.float32, copy=False).T
+        nominees = queries @ to_float32(vectors).T
         nominees /= row_norms(vectors)
         nominees[:, ~batch.is_alive] = -np.inf
         if excluded is not None:

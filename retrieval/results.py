@@ -240,11 +240,6 @@ class Results:
                     hits = table.slice(start, stop - start)
                     yield int(query_of[start]), hits if columns is None else hits.select(columns)
 
-    def iter_json(self) -> Iterator[str]:
-        """Yield each hit as a line of JSON, without its newline."""
-        for _, hits in self.iter_queries():
-            yield from to_json_lines(hits)
-
 
 def to_json_lines(hits: Any) -> Iterator[str]:
     """Yield each row of a table of hits as a line of JSON.

@@ -22,6 +22,8 @@ from .nway import identify_scores
 from .report import Direction, Estimate, NwayReport
 from .table import percent
 
+_FRESH_NOISES = 20  # for each image; the error of the mean over 300 images is below .001
+
 
 @dataclass(frozen=True)
 class IdealComparison:
@@ -33,10 +35,13 @@ class IdealComparison:
         The ideal observer's, on the same trials.
     fractions : dict of int to Estimate
         By n_way: the decoder's rate divided by the ideal observer's.
+    expected : dict of int to float
+        By n_way: the ideal observer's rate over fresh noise, for the same images.
     """
 
     ideal: NwayReport
     fractions: dict[int, Estimate]
+    expected: dict[int, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-serialisable dict."""
@@ -46,6 +51,7 @@ class IdealComparison:
                 for n_way in self.fractions
             },
             "fraction": {str(n_way): part.to_dict() for n_way, part in self.fractions.items()},
+            "expected_top1": {str(n_way): rate for n_way, rate in self.expected.items()},
         }
 
     def lines(self) -> Iterator[str]:
@@ -54,7 +60,8 @@ class IdealComparison:
             best = self.ideal.brain_to_image.rate(n_way).expected
             yield (
                 f"ideal observer, brain→image, {n_way}-way: top-1 {percent(best.value)} % "
-                f"[{percent(best.low)}, {percent(best.high)}]; the predictions reach "
+                f"[{percent(best.low)}, {percent(best.high)}], over fresh noise "
+                f"{percent(self.expected[n_way])} %; the predictions reach "
                 f"{percent(part.value)} % of it [{percent(part.low)}, {percent(part.high)}]"
             )
 
@@ -78,7 +85,8 @@ def compare_with_ideal(
     BenchmarkError
         If the report is of other images, or of single trials.
     """
-    scores, image_ids = IdealObserver.open(subject).scores(split)
+    observer = IdealObserver.open(subject)
+    scores, image_ids = observer.scores(split)
     sizes = tuple(dict.fromkeys(rate.n_way for rate in report.brain_to_image.top_rates))
     ideal = identify_scores(
         scores,
@@ -90,7 +98,12 @@ def compare_with_ideal(
         n_resamples=report.n_resamples,
     )
     return IdealComparison(
-        ideal, {n_way: fraction_of_ideal(report, ideal, n_way=n_way) for n_way in sizes}
+        ideal,
+        {n_way: fraction_of_ideal(report, ideal, n_way=n_way) for n_way in sizes},
+        {
+            n_way: observer.expected_top1(n_way, _FRESH_NOISES, report.seed, split=split)[0]
+            for n_way in sizes
+        },
     )
 
 

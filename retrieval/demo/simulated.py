@@ -151,7 +151,8 @@ class DemoReport:
         yield (
             f"fraction of Bayes-optimal ({self.n_way}-way, brain→image): "
             f"{percent(fraction.value)} % "
-            f"[{percent(fraction.low)}, {percent(fraction.high)}]"
+            f"[{percent(fraction.low)}, {percent(fraction.high)}]; Bayes-optimal over fresh noise: "
+            f"{percent(self.comparison.expected[self.n_way])} %"
         )
         recalls = ", ".join(
             f"recall@{k} {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -11,7 +11,7 @@ from index_builder.embeddings.artefact import sha256_file
 from index_builder.embeddings.errors import ArtefactError, SpaceMismatchError
 from index_builder.embeddings.reader import EmbeddingFolder
 from retrieval.errors import ResultsError, SearchError
-from retrieval.results import Results, write_results
+from retrieval.results import Results, to_json_lines, write_results
 from retrieval.search.engine import SearchEngine
 from retrieval.search.queries import QuerySet, load_queries
 
@@ -77,7 +77,7 @@ def test_hits_by_query(engine: SearchEngine, queries: QuerySet, tmp_path: Path) 
     table = results.table(["row"])["row"].to_pylist()
     seen = {query: hits["row"].to_pylist() for query, hits in results.iter_queries(["row"])}
     assert seen == {query: table[3 * query : 3 * query + 3] for query in range(23)}
-    lines = [json.loads(line) for line in results.iter_json()]
+    lines = [json.loads(line) for line in to_json_lines(results.table())]
     assert [line["row"] for line in lines] == table
     assert lines[0]["caption"] == f"caption {table[0]}"
 

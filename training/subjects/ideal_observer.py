@@ -193,34 +193,6 @@ class IdealObserver:
         return scaled, scaled @ self._woodbury.T
 
 
-def orthogonal_top1(d_prime: float, n_way: int) -> float:
-    """Return the Bayes-optimal accuracy for orthogonal signals of equal energy.
-
-    Parameters
-    ----------
-    d_prime : float
-        Length of each signal in standard deviations of the noise.
-    n_way : int
-        Number of signals.
-
-    Returns
-    -------
-    top1 : float in (0, 1]
-
-    Notes
-    -----
-    ``∫ φ(x - d) Φ(x)^(n - 1) dx`` (Green & Swets 1966, Signal Detection Theory and Psychophysics,
-    on the m-alternative forced choice), by the trapezoidal rule, which converges
-    exponentially for such integrands.
-    """
-    if n_way < 1:
-        raise ValueError(f"n_way is {n_way}, expected at least 1.")
-    x, step = np.linspace(d_prime - 12, d_prime + 12, 4801, retstep=True)
-    density = np.exp(-0.5 * (x - d_prime) ** 2) / math.sqrt(2 * math.pi)
-    below = np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in x])
-    return float((density * below ** (n_way - 1)).sum() * step)
-
-
 def _product(
     left: tuple[NDArray[np.float64], NDArray[np.float64]],
     right: tuple[NDArray[np.float64], NDArray[np.float64]],

@@ -44,6 +44,8 @@ def test_the_demo_goes_from_pictures_to_a_gallery_and_can_be_resumed(
     assert facts == json.loads(json.dumps(report.to_dict()))
     assert report.n_pictures == 60 and report.identification.pool_size == 20
     assert report.design.startswith("flat") and report.recall.recall[10].value == 1
+    assert set(report.comparison.expected) == set(report.comparison.fractions) == {20}
+    assert 0.5 < report.comparison.expected[20] <= 1
     assert 0 <= report.n_found_first <= report.n_found <= 20
     text = "\n".join(report.lines())
     for words in ("brain→image", "ideal observer", "shuffled labels", "recall@10", "gallery:"):

@@ -1,0 +1,189 @@
+"""Commands that fill and describe subject folders: data simulate, import, info."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from index_builder.embeddings.terminal import (
+    EXISTING,
+    FOLDER,
+    emit,
+    json_option,
+    key_values,
+    open_embeddings,
+    seed_option,
+)
+
+if TYPE_CHECKING:
+    from .simulation_config import Nonlinearity
+    from .subject import Subject
+
+
+@click.group()
+def data() -> None:
+    """Fill and describe subject folders."""
+
+
+@data.command(short_help="Show pictures to a simulated brain.")
+@click.argument("targets", type=FOLDER)
+@click.argument("out", type=FOLDER)
+@click.option(
+    "--voxels", default=3000, show_default=True, type=click.IntRange(100), help="Voxels to grow."
+)
+@click.option(
+    "--test-images",
+    default=300,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images kept for testing.",
+)
+@click.option(
+    "--nonlinearity",
+    default="softplus",
+    show_default=True,
+    type=click.Choice(["linear", "softplus", "power"]),
+    help="From a voxel's drive to its response.",
+)
+@click.option(
+    "--ncsnr-scale",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, 1.1),
+    help="Multiplies NSD's signal-to-noise ratios; 0 gives pure noise.",
+)
+@seed_option
+@json_option
+def simulate(
+    targets: Path,
+    out: Path,
+    voxels: int,
+    test_images: int,
+    nonlinearity: Nonlinearity,
+    ncsnr_scale: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Show the pictures of the embedding folder TARGETS to a simulated brain; write subject OUT.
+
+    \b
+    Example:  voxseek data simulate targets/ brain/ --voxels 3000 --seed 1
+    """
+    from .simulation import simulate_subject
+    from .simulation_config import SimulationConfig
+
+    config = SimulationConfig(
+        n_voxels=voxels, n_test=test_images, nonlinearity=nonlinearity, ncsnr_scale=ncsnr_scale
+    )
+    subject = simulate_subject(open_embeddings(targets), out, config, seed=seed)
+    emit_subject(subject, as_json)
+
+
+@data.group("import")
+def import_() -> None:
+    """Turn data on disk into a subject folder."""
+
+
+@import_.command(short_help="Import an array of voxels and a table of trials.")
+@click.argument("voxels", type=EXISTING)
+@click.argument("trials", type=EXISTING)
+@click.argument("out", type=FOLDER)
+@click.option("--images", type=EXISTING, help="Folder of pictures, or a CSV of image_id and path.")
+@click.option("--name", default="subject", show_default=True, help="What to call the subject.")
+@click.option(
+    "--test-fraction",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the images to test on.",
+)
+@click.option(
+    "--validation-fraction",
+    default=0.1,
+    show_default=True,
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the other images to validate on.",
+)
+@seed_option
+@json_option
+def arrays(
+    voxels: Path,
+    trials: Path,
+    out: Path,
+    images: Path | None,
+    name: str,
+    test_fraction: float,
+    validation_fraction: float,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Import an array VOXELS (.npy, trials x voxels) and a table TRIALS (.csv, .tsv, .parquet).
+
+    TRIALS has a column image_id and may have session, repeat and split; without split, images are
+    split at random, all repeats of an image together.
+
+    \b
+    Example:  voxseek data import arrays betas.npy trials.csv subj01/ --images photographs/
+    """
+    from .arrays import import_arrays
+
+    subject = import_arrays(
+        out,
+        voxels=voxels,
+        trials=trials,
+        images=images,
+        name=name,
+        test_fraction=test_fraction,
+        validation_fraction=validation_fraction,
+        seed=seed,
+    )
+    emit_subject(subject, as_json)
+
+
+@import_.command(short_help="Import the figures of Miyawaki 2008.")
+@click.argument("source", type=EXISTING)
+@click.argument("out", type=FOLDER)
+@click.option(
+    "--test-figure",
+    required=True,
+    type=click.IntRange(0, 9),
+    help="The figure that is kept for testing.",
+)
+@json_option
+def miyawaki(source: Path, out: Path, test_figure: int, as_json: bool) -> None:
+    """Import Miyawaki 2008's figures: V1_mean_figure.mat, or the folder that holds it.
+
+    \b
+    Example:  voxseek data import miyawaki V1_mean_figure.mat fold3/ --test-figure 3
+    """
+    from .miyawaki import import_miyawaki
+
+    emit_subject(import_miyawaki(source, out, test_figure=test_figure), as_json)
+
+
+@data.command(short_help="Describe a subject folder.")
+@click.argument("subject", type=EXISTING)
+@click.option("--verify", is_flag=True, help="First compare every checksum, decode every image.")
+@json_option
+def info(subject: Path, verify: bool, as_json: bool) -> None:
+    """Describe the subject folder SUBJECT: counts, splits, repeats, voxels, noise ceiling.
+
+    \b
+    Example:  voxseek data info demo/subject --verify
+    """
+    from .subject import Subject
+
+    opened = Subject.open(subject)
+    if verify:
+        opened.verify()
+    emit_subject(opened, as_json)
+
+
+def emit_subject(subject: Subject, as_json: bool) -> None:
+    """Print what a subject folder holds."""
+    from .describe import describe
+
+    facts = describe(subject)
+    emit(facts, as_json, [*key_values(facts), f"next: voxseek embed {subject.path} TARGETS"])
