@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 HOME = Path(__file__).resolve().parents[1]
 
+n_probe_option = click.option(
+    "--n-probe", type=click.IntRange(1), help="Lists to scan; by default as certified."
+)
+candidates_option = click.option(
+    "--candidates", type=click.IntRange(1), help="Rows to rank exactly; by default as certified."
+)
+
 
 @click.command(short_help="Find the nearest images of an index.")
 @click.argument("index", type=EXISTING)
@@ -47,8 +54,8 @@ HOME = Path(__file__).resolve().parents[1]
     type=click.IntRange(1),
     help="Queries on the page, the first ones.",
 )
-@click.option("--n-probe", type=click.IntRange(1), help="Lists to scan; by default as certified.")
-@click.option("--candidates", type=click.IntRange(1), help="Rows to rank exactly; likewise.")
+@n_probe_option
+@candidates_option
 @moved_option
 @json_option
 def search(
@@ -234,8 +241,8 @@ def nway(
     type=click.IntRange(1),
     help="Queries measured, a seeded sample.",
 )
-@click.option("--n-probe", type=click.IntRange(1), help="Lists to scan; by default as certified.")
-@click.option("--candidates", type=click.IntRange(1), help="Rows to rank exactly; likewise.")
+@n_probe_option
+@candidates_option
 @moved_option
 @seed_option
 @json_option
