@@ -1,10 +1,10 @@
-"""The true cosine of candidates, from the rows of the embedding folder itself."""
+"""Candidates ranked by their true cosine, from the rows of the embedding folder itself."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .cosine import pair_scores
+from .cosine import best_per_query, pair_scores
 from .embeddings.reader import EmbeddingFolder
 
 _ROW_BYTES = 64 << 20  # rows read together, in the stored dtype
@@ -40,3 +40,26 @@ def exact_scores(embeddings: EmbeddingFolder, unit: np.ndarray, rows: np.ndarray
         query_of += start
         scores[query_of, place] = pair_scores(unit, vectors, query_of, vector_of)
     return scores
+
+
+def rank_exactly(
+    embeddings: EmbeddingFolder, unit: np.ndarray, rows: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ``k`` best candidates of each query by true cosine, ties by smaller row.
+
+    Parameters
+    ----------
+    embeddings, unit, rows
+        As in `exact_scores`; a row comes once for a query.
+    k : int
+
+    Returns
+    -------
+    rows : ndarray of shape (n_queries, k), int64
+        -1 where a query has fewer candidates.
+    scores : ndarray of shape (n_queries, k), float32
+        NaN there.
+    """
+    scores = exact_scores(embeddings, unit, rows)
+    query_of, place = np.nonzero(rows >= 0)
+    return best_per_query(query_of, rows[query_of, place], scores[query_of, place], len(unit), k)

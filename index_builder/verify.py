@@ -10,14 +10,14 @@ import numpy as np
 
 from .build import open_lists
 from .certificate import sound_rows
-from .cosine import best_per_query
 from .embeddings.reader import EmbeddingFolder
 from .errors import IndexDamagedError
 from .ground_truth import block_rows, exact_search
 from .manifest import open_source, read_index_manifest, verify_index_files
 from .planning import IndexPlan
-from .reranking import exact_scores
+from .reranking import exact_scores, rank_exactly
 from .sampling import sample_rows
+from .shards import BadRows
 
 
 @dataclass(frozen=True)
@@ -99,24 +99,16 @@ def verify_index(
 
 
 def _search(
-    root: Path, plan: IndexPlan, source: EmbeddingFolder, unit: np.ndarray, bad_rows: str
+    root: Path, plan: IndexPlan, source: EmbeddingFolder, unit: np.ndarray, bad_rows: BadRows
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the best row and its score for each query."""
     if not plan.n_lists:
         batches = source.iter_batches(
-            batch_rows=block_rows(len(unit), unit.shape[1]),
-            bad_rows="tombstone" if bad_rows == "tombstone" else "error",
+            batch_rows=block_rows(len(unit), unit.shape[1]), bad_rows=bad_rows
         )
         rows, scores = exact_search(batches, unit, 1)
         return rows[:, 0], scores[:, 0]
     lists = open_lists(root, plan)
     nominees = lists.candidates(unit, lists.n_lists, min(100, lists.n_codes), n_least=1)
-    query_of, place = np.nonzero(nominees >= 0)
-    best, scores = best_per_query(
-        query_of,
-        nominees[query_of, place],
-        exact_scores(source, unit, nominees)[query_of, place],
-        len(unit),
-        1,
-    )
-    return best[:, 0], scores[:, 0]
+    rows, scores = rank_exactly(source, unit, nominees, 1)
+    return rows[:, 0], scores[:, 0]

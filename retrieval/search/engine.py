@@ -17,14 +17,15 @@ import numpy as np
 
 from index_builder.build import open_lists
 from index_builder.certificate import TARGET_K
-from index_builder.cosine import best_per_query, has_direction, unit_rows
+from index_builder.cosine import has_direction, unit_rows
+from index_builder.embeddings.float16 import to_float32
 from index_builder.embeddings.reader import EmbeddingBatch, EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.ground_truth import batches_of, block_rows, exact_search
 from index_builder.inverted_file import InvertedFile
 from index_builder.manifest import open_source, read_index_manifest, verify_index_files
 from index_builder.planning import IndexPlan
-from index_builder.reranking import exact_scores
+from index_builder.reranking import rank_exactly
 
 from ..errors import QueryError, SearchError
 from ..metadata.store import MetadataStore
@@ -262,11 +263,7 @@ class SearchEngine:
     ) -> tuple[np.ndarray, np.ndarray]:
         n_candidates = min(n_candidates, lists.n_codes)
         rows = lists.candidates(unit, n_probe, n_candidates, n_least=k)
-        scores = exact_scores(self.embeddings, unit, rows)
-        query_of, place = np.nonzero(rows >= 0)
-        return best_per_query(
-            query_of, rows[query_of, place], scores[query_of, place], len(unit), k
-        )
+        return rank_exactly(self.embeddings, unit, rows, k)
 
     def _batches(self, n_queries: int) -> Iterable[EmbeddingBatch]:
         """Return all rows of a flat index, from memory or from disk."""
@@ -290,7 +287,7 @@ class SearchEngine:
                 f"{self.space}: {self.space.width}."
             )
         for start in range(0, len(rows), BATCH_QUERIES):
-            piece = rows[start : start + BATCH_QUERIES].astype(np.float32)
+            piece = to_float32(rows[start : start + BATCH_QUERIES])
             is_bad = ~has_direction(piece)
             if is_bad.any():
                 row = int(np.argmax(is_bad))
