@@ -42,7 +42,7 @@ class Found:
 
 def count_found(results: Results, queries: QuerySet) -> Found:
     """Count the queries whose own image, by ``image_id``, is among their hits."""
-    seen = _seen_images(queries)
+    seen = _query_column(queries, "image_id")
     if seen is None or "image_id" not in results.columns:
         return Found(0, 0, 0)
     n_first = n_found = 0
@@ -123,7 +123,8 @@ def _queries(
     n_hits: int,
     n_queries: int,
 ) -> Iterator[GalleryQuery]:
-    seen = _seen_images(queries)
+    seen = _query_column(queries, "image_id")
+    n_trials = _query_column(queries, "n_trials")
     held = _images_held(engine, seen[:n_queries]) if seen is not None else frozenset()
     pictures = Path(engine.embeddings.path)
     captions = subject.captions() if subject is not None else {}
@@ -136,7 +137,6 @@ def _queries(
         own = next(
             (hit for hit in rows if image_id is not None and hit.get("image_id") == image_id), None
         )
-        trials = _trials(queries, query)
         if subject is not None and subject.has_images and image_id is not None:
             seen_image: Path | None = subject.image_path(image_id)
             caption = captions.get(image_id, "")
@@ -147,7 +147,7 @@ def _queries(
             label=f"query {query}" if image_id is None else f"image {image_id}",
             seen_image=seen_image,
             seen_caption=caption,
-            n_trials=trials,
+            n_trials=None if n_trials is None else int(n_trials[query]),
             is_in_gallery=image_id in held,
             hits=tuple(
                 GalleryHit(
@@ -162,10 +162,11 @@ def _queries(
         )
 
 
-def _seen_images(queries: QuerySet) -> Any:
-    if "image_id" not in queries.columns:
+def _query_column(queries: QuerySet, name: str) -> Any:
+    """Return one value a query, or None where the query set has no such column."""
+    if name not in queries.columns:
         return None
-    return queries.metadata(np.arange(queries.n_queries), ["image_id"])["image_id"].to_numpy()
+    return queries.metadata(np.arange(queries.n_queries), [name])[name].to_numpy()
 
 
 def _images_held(engine: SearchEngine, image_ids: Any) -> frozenset[int]:
@@ -177,12 +178,6 @@ def _images_held(engine: SearchEngine, image_ids: Any) -> frozenset[int]:
         here = table["image_id"].to_numpy()
         held.update(here[np.isin(here, image_ids)].tolist())
     return frozenset(held)
-
-
-def _trials(queries: QuerySet, query: int) -> int | None:
-    if "n_trials" not in queries.columns:
-        return None
-    return int(queries.metadata(np.array([query]), ["n_trials"])["n_trials"][0].as_py())
 
 
 def _picture(folder: Path, hit: dict[str, Any]) -> Path | None:
