@@ -24,7 +24,7 @@ from index_builder.planning import plan_index
 from training.encoders.catalogue import open_encoder
 from training.loop import train
 from training.predict import predict
-from training.recipe import load_recipe
+from training.recipe import Recipe, load_recipe
 from training.subjects.miyawaki import import_miyawaki
 from training.subjects.subject import Subject
 from training.targets import embed_pictures, list_pictures
@@ -114,19 +114,18 @@ def run_real_demo(out: Path, source: Path, *, seed: int = 0) -> RealDemoReport:
     targets = _embed_figures(stages, subjects[0])
     for subject in subjects:
         run = subject.path.parent / "run"
-        if not (run / "run.json").is_file():
-            with stages.timed("train"):
-                train(subject, targets, recipe, run, resume=run.is_dir())
+        _train(stages, subject, targets, recipe, run)
         _predict(stages, run, subject, "predictions", average=True)
         _predict(stages, run, subject, "predictions_single", average=False)
     averaged = _gather(stages, "predictions")
     single = _gather(stages, "predictions_single")
-    index = out / "index"
-    if not (index / "manifest.json").is_file():
-        with stages.timed("index"):
-            plan = plan_index(targets.n_rows, targets.space)
-            build_index(targets, index, plan, seed=seed, command=COMMAND)
-    engine = SearchEngine.open(index)
+    plan = plan_index(targets.n_rows, targets.space)
+    stages.complete(
+        "index",
+        out / "index" / "manifest.json",
+        lambda folder: build_index(targets, folder, plan, seed=seed, command=COMMAND),
+    )
+    engine = SearchEngine.open(out / "index")
     queries = load_queries(averaged.path)
     results = stages.keep(
         "search",
@@ -161,6 +160,16 @@ def _import(stages: Stages, source: Path, figure: int) -> Subject:
         stages.out / "folds" / str(figure) / "subject" / "subject.json",
         Subject.open,
         lambda folder: import_miyawaki(source, folder, test_figure=figure),
+    )
+
+
+def _train(
+    stages: Stages, subject: Subject, targets: EmbeddingFolder, recipe: Recipe, run: Path
+) -> None:
+    stages.complete(
+        "train",
+        run / "run.json",
+        lambda folder: train(subject, targets, recipe, folder, resume=folder.is_dir()),
     )
 
 

@@ -232,20 +232,17 @@ def run_demo(
     validation = _predict(stages, subject, "run", "predictions_validation", "validation")
     prior = _predict(stages, subject, "run", "predictions_prior", "test", head="prior")
     plan = _plan(targets)
-    stages.keep(
+    stages.complete(
         "index",
         out / "index" / "manifest.json",
-        lambda folder: None,
-        lambda folder: _discard(
-            build_index(
-                targets,
-                folder,
-                plan,
-                queries=validation,
-                seed=seed,
-                target_recall=TARGET_RECALL,
-                command="voxseek demo",
-            )
+        lambda folder: build_index(
+            targets,
+            folder,
+            plan,
+            queries=validation,
+            seed=seed,
+            target_recall=TARGET_RECALL,
+            command="voxseek demo",
         ),
     )
     engine = SearchEngine.open(out / "index")
@@ -345,14 +342,11 @@ def _train_and_predict(
     predictions: str,
     settings: list[str],
 ) -> EmbeddingFolder:
-    folder = stages.out / run
-    stages.keep(
+    recipe = load_recipe(RECIPE, settings)
+    stages.complete(
         "train" if run == "run" else "train shuffled",
-        folder / "run.json",
-        lambda folder: None,
-        lambda folder: _discard(
-            train(subject, targets, load_recipe(RECIPE, settings), folder, resume=folder.is_dir())
-        ),
+        stages.out / run / "run.json",
+        lambda folder: train(subject, targets, recipe, folder, resume=folder.is_dir()),
     )
     return _predict(stages, subject, run, predictions, "test")
 
@@ -366,10 +360,6 @@ def _predict(
         EmbeddingFolder.open,
         lambda folder: predict(stages.out / run, subject, folder, split=split, head=head),
     )
-
-
-def _discard(_: Any) -> None:
-    """Forget a value: these stages are told by their manifests alone."""
 
 
 def _summary(report: NwayReport) -> dict[str, Any]:

@@ -71,6 +71,12 @@ class Stages:
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
+    def complete(self, name: str, manifest: Path, make: Callable[[Path], object]) -> None:
+        """Make the artefact of ``manifest``, unless an earlier run completed it."""
+        if not manifest.is_file():
+            with self.timed(name):
+                make(manifest.parent)
+
     def keep(
         self,
         name: str,
