@@ -252,7 +252,7 @@ def _build_quantizer(
     folder = root / QUANTIZER_FOLDER
     if _has_quantizer(folder, build_fingerprint):
         return
-    part_rows = [part.row_stop - part.row_start for part in embeddings.parts]
+    part_rows = [part.n_rows for part in embeddings.parts]
     rows = sample_rows(part_rows, plan.n_train, seed)
     step = max(1, _SAMPLE_BYTES // (4 * plan.space.width))
     unit = np.concatenate(

@@ -123,7 +123,7 @@ def certify(
 
 def _sample(folder: EmbeddingFolder, n_queries: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return rows and unit vectors of a sample, without those that can't be searched for."""
-    part_rows = [part.row_stop - part.row_start for part in folder.parts]
+    part_rows = [part.n_rows for part in folder.parts]
     # Another stream than the training sample's, which has the same parts and the plain seed.
     rows = sample_rows(part_rows, min(n_queries, folder.n_rows), seed + 1)
     return sound_rows(folder, rows)

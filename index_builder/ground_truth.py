@@ -49,8 +49,9 @@ def exact_search(
     best_scores = np.full((n_queries, k), np.nan, np.float32)
     for batch in batches:
         vectors = batch.embeddings.reshape(len(batch.embeddings), width)
-        nominees = queries @ to_float32(vectors).T
-        nominees /= row_norms(vectors)
+        widened = to_float32(vectors)
+        nominees = queries @ widened.T
+        nominees /= row_norms(widened)
         nominees[:, ~batch.is_alive] = -np.inf
         if excluded is not None:
             local = excluded - batch.row_start

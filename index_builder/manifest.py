@@ -131,7 +131,7 @@ def describe_source(folder: Path, embeddings: EmbeddingFolder) -> dict[str, Any]
         "space": embeddings.space.to_dict(),
         "dtype": str(embeddings.dtype),
         "n_rows": embeddings.n_rows,
-        "part_rows": [part.row_stop - part.row_start for part in embeddings.parts],
+        "part_rows": [part.n_rows for part in embeddings.parts],
     }
 
 

@@ -153,7 +153,7 @@ def _means(points: np.ndarray, lists: np.ndarray, n_lists: int) -> np.ndarray:
     return means
 
 
-def save_quantizer(quantizer: Quantizer, folder: Path, plan_fingerprint: str) -> None:
+def save_quantizer(quantizer: Quantizer, folder: Path, build_fingerprint: str) -> None:
     """Write the arrays of a quantizer and then its record."""
     arrays: Iterable[np.ndarray] = (quantizer.mean, quantizer.signs, quantizer.centroids)
     for name, array in zip(_FILES, arrays, strict=True):
@@ -167,7 +167,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path, plan_fingerprint: str) ->
         command="voxseek index build",
         files=_FILES,
         body={
-            "build_fingerprint": plan_fingerprint,
+            "build_fingerprint": build_fingerprint,
             "faiss_version": faiss_version(),
             "probe_code": quantizer.probe_code().hex(),
         },

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from index_builder.embeddings.float16 import to_float32
 from index_builder.embeddings.reader import EmbeddingFolder
 
 from .errors import RunError
@@ -228,7 +229,7 @@ class TargetTable:
         """Return targets of shape (n, tokens, dim), as stored but for the float32."""
         held = self._held
         stored = held[images] if held is not None else self._targets.take(self._rows[images])
-        embeddings: NDArray[np.float32] = stored.reshape(-1, *self._shape).astype(np.float32)
+        embeddings: NDArray[np.float32] = to_float32(stored.reshape(-1, *self._shape))
         return embeddings
 
 

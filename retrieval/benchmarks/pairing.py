@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_builder.embeddings.errors import BadRowError
+from index_builder.embeddings.float16 import to_float32
 from index_builder.embeddings.progress import track
 from index_builder.embeddings.reader import EmbeddingFolder
 
@@ -239,7 +240,7 @@ def _cosines(brain: UnitRows, image: UnitRows) -> FloatArray:
 
 def _unit_rows(folder: EmbeddingFolder, rows: IntArray, image_ids: IntArray) -> UnitRows:
     """Return rows of a folder, flattened to (n, width) and divided by their norms."""
-    embeddings = folder.take(rows).reshape(len(rows), -1).astype(np.float32, copy=False)
+    embeddings = to_float32(folder.take(rows).reshape(len(rows), -1))
     norms = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64))
     bad = ~np.isfinite(norms) | (norms == 0)
     if bad.any():

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from index_builder.cosine import unit_rows
+from index_builder.embeddings.float16 import to_float32
 from index_builder.ground_truth import block_rows, exact_search
 
 from ..errors import BenchmarkError
@@ -160,6 +161,6 @@ def _sample(queries: QuerySet, n_queries: int, seed: int) -> np.ndarray:
     taken, start = [], 0
     for batch in queries.iter_batches(batch_queries=1024):
         here = chosen[(chosen >= start) & (chosen < start + len(batch))]
-        taken.append(batch[here - start].astype(np.float32))
+        taken.append(to_float32(batch[here - start]))
         start += len(batch)
     return np.concatenate(taken)

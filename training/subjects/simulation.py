@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from index_builder.embeddings.artefact import atomic_write
+from index_builder.embeddings.float16 import to_float32
 from index_builder.embeddings.progress import track
 from index_builder.embeddings.reader import EmbeddingFolder
 
@@ -204,7 +205,7 @@ def _read_embeddings(targets: EmbeddingFolder, rows: NDArray[np.int64]) -> NDArr
     """Return one embedding an image, (n_images, dim): the mean over its tokens."""
     parts = []
     for start in range(0, len(rows), _IMAGES_A_READ):
-        embeddings = targets.take(rows[start : start + _IMAGES_A_READ]).astype(np.float32)
+        embeddings = to_float32(targets.take(rows[start : start + _IMAGES_A_READ]))
         parts.append(embeddings.reshape(len(embeddings), -1, targets.space.dim).mean(axis=1))
     return np.concatenate(parts)
 
