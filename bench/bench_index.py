@@ -1,22 +1,17 @@
-"""Build and search an index beside autofaiss at the same number of bytes a vector.
+"""Build and search an index beside autofaiss, at the same number of bytes a vector.
 
-The peer pins numpy below 2, and autofaiss 2.18.0 as pip resolves it today neither imports (pyarrow)
-nor trains OPQ (faiss); so it runs in an environment of its own, named by ``--peer-python``:
-``pip install autofaiss==2.18.0 'pyarrow<22' 'faiss-cpu<1.12'``. Each build and each round of
-searches is a process of its own; rounds of the contenders alternate, and medians are reported.
-autofaiss builds with its own
-rules at ``max_index_memory_usage`` and searches with the parameters it tuned for 10 ms a query.
-It has no exact ranking; "autofaiss, ranked" adds ours, with as many candidates as voxseek ranks, so
-that both contenders may read the float16 rows.
+The gallery (bench/galleries.py) lies in clip-retrieval's layout. voxseek is the command itself,
+``voxseek index build``, told to keep its peak within ``--memory``; autofaiss builds by its own
+rules at ``max_index_memory_usage`` = rows x ``--bytes-per-vector``, and searches with the
+parameters it tuned for 10 ms a query. It has no exact ranking; "autofaiss, ranked" adds one, with
+as many candidates as voxseek ranks; "autofaiss, widest" probes 1,024 lists, the best its codes do.
 
-Data: rows = 0.7 axis + 0.5 center + 0.5 noise, normalized. Centers and noise are Gaussian with a
-spectrum of i**-0.7 (variances), sqrt(n) clusters with weights i**-0.7: mean cosine about 0.5.
-Queries: "in" is drawn like the rows; "shrunk" is half a row and half the axis plus noise of norm
-0.6 (a decoder trained on squared error shrinks to the mean); "shifted" adds an offset of 0.6 that
-no row has and noise of norm 0.4 (another modality). The certificate of voxseek sees other queries
-of the "shrunk" kind, drawn with another seed.
+Each build and each round of searches is a process of its own; contenders take turns, medians are
+reported. Pieces stay in WORK, so that an interrupted run goes on. The peer pins numpy below 2, and
+trains OPQ with an older FAISS only; it runs in an environment of its own:
+``pip install autofaiss==2.18.0 'pyarrow<22' 'faiss-cpu==1.12.0'``.
 
-Example: python bench/bench_index.py --peer-python peer/bin/python --rows 50000
+Example: python bench/bench_index.py WORK --peer-python peer/bin/python --rows 1000000
 """
 
 from __future__ import annotations
@@ -27,7 +22,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from datetime import date
 from pathlib import Path
@@ -35,121 +29,128 @@ from typing import Any
 
 import numpy as np
 
-SEED = 20231
-PROTOCOL = "index/1"
-DIM = 768
+SEED = 7
+PROTOCOL = "index/2"
 K = 10
 ROOT = Path(__file__).resolve().parents[1]
-CONTENDERS = ("voxseek", "autofaiss", "autofaiss, ranked")
-QUERY_KINDS = ("in", "shrunk", "shifted")
+CONTENDERS = ("voxseek", "autofaiss", "autofaiss, ranked", "autofaiss, widest")
+QUERY_KINDS = ("in", "shrunk", "shifted", "noisy")
+WIDEST_PROBES = 1024
 
 
-def draw_gallery(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return unit rows (n_rows, DIM) float32, and the axis of their cone."""
-    rng = np.random.default_rng(SEED)
-    axis = _unit(rng.standard_normal((1, DIM)).astype(np.float32))[0]
-    spectrum = (np.arange(1, DIM + 1) ** -0.35).astype(np.float32)
-    spectrum /= np.linalg.norm(spectrum)
-    n_clusters = max(20, int(n_rows**0.5))
-    centers = rng.standard_normal((n_clusters, DIM), dtype=np.float32) * spectrum
-    weights = np.arange(1, n_clusters + 1) ** -0.7
-    labels = rng.choice(n_clusters, n_rows, p=weights / weights.sum())
-    rows = 0.5 * rng.standard_normal((n_rows, DIM), dtype=np.float32) * spectrum
-    rows += 0.7 * axis + 0.5 * centers[labels]
-    return _unit(rows), axis
-
-
-def draw_queries(
-    kind: str, spare: np.ndarray, rows: np.ndarray, axis: np.ndarray, seed: int
-) -> np.ndarray:
-    """Return as many queries of one kind as there are ``spare`` rows, unit rows, float32."""
-    if kind == "in":
-        return spare
-    rng = np.random.default_rng(seed)
-    near = rows[rng.choice(len(rows), len(spare), replace=False)]
-    noise = rng.standard_normal(near.shape, dtype=np.float32) / np.float32(DIM**0.5)
-    if kind == "shrunk":
-        return _unit(0.5 * near + 0.5 * axis + 0.6 * noise)
-    offset = _unit(np.random.default_rng(SEED + 9).standard_normal((1, DIM)).astype(np.float32))
-    return _unit(near + 0.6 * offset + 0.4 * noise)
-
-
-def prepare(folder: Path, n_rows: int, n_queries: int) -> dict[str, Any]:
-    """Write gallery, queries and ground truth; describe the data."""
-    import pyarrow as pa
+def prepare(work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Write gallery, queries and ground truth where they aren't yet; describe the data."""
+    from galleries import DIM, Gallery, write_gallery
 
     from index_builder.cosine import unit_rows
+    from index_builder.embeddings.reader import EmbeddingFolder
     from index_builder.embeddings.space import EmbeddingSpace
     from index_builder.embeddings.writer import EmbeddingWriter
-    from index_builder.ground_truth import batches_of, exact_search
+    from index_builder.ground_truth import block_rows, exact_search
 
-    drawn, axis = draw_gallery(n_rows + n_queries)
-    rows, spare = drawn[:n_rows], drawn[n_rows:]
+    gallery = Gallery(options.family, options.rows, SEED)
+    if not (work / "gallery").exists():
+        print("gallery", file=sys.stderr)
+        write_gallery(work / "gallery", gallery, options.part_rows)
     space = EmbeddingSpace("simulated", "final", 1, DIM, True)
-
-    def write(name: str, vectors: np.ndarray) -> None:
-        with EmbeddingWriter(folder / name, space, command="bench_index", details={}) as writer:
-            writer.write(vectors, pa.table({"image_id": np.arange(len(vectors))}))
+    sample = gallery.draw(0, 10_000)
+    if not (work / "calibration" / "space.json").exists():
+        with EmbeddingWriter(
+            work / "calibration", space, command="bench_index", details={}
+        ) as writer:
+            writer.write(gallery.draw_queries("shrunk", options.queries, seed=1))
             writer.finish()
-
-    write("gallery", rows)
-    write("calibration", draw_queries("shrunk", spare, rows, axis, SEED + 1))
-    stored = rows.astype(np.float16)
-    for kind in QUERY_KINDS:
-        queries = draw_queries(kind, spare, rows, axis, SEED + 2)
-        np.save(folder / f"queries_{kind}.npy", queries)
-        truth = exact_search(batches_of(stored, 8192), unit_rows(queries), K)[0]
-        np.save(folder / f"truth_{kind}.npy", truth)
+    if not (work / f"truth_{QUERY_KINDS[-1]}.npy").exists():
+        print("ground truth", file=sys.stderr)
+        drawn = [gallery.draw_queries(kind, options.queries, seed=2) for kind in QUERY_KINDS]
+        asked = np.concatenate(drawn)
+        folder = EmbeddingFolder.open(work / "gallery", space=space)
+        batches = folder.iter_batches(batch_rows=block_rows(len(asked), DIM))
+        truth = exact_search(batches, unit_rows(asked), K)[0]
+        for kind, queries, rows in zip(
+            QUERY_KINDS, drawn, np.split(truth, len(QUERY_KINDS)), strict=True
+        ):
+            np.save(work / f"queries_{kind}.npy", queries)
+            np.save(work / f"truth_{kind}.npy", rows)
     return {
-        "n_rows": n_rows,
+        "family": options.family,
+        "n_rows": options.rows,
         "dim": DIM,
-        "n_queries": n_queries,
-        "mean_cosine": float(np.linalg.norm(rows.mean(axis=0)) ** 2),
+        "n_queries": options.queries,
+        "mean_cosine": float(np.linalg.norm(sample.mean(axis=0)) ** 2),
         "seed": SEED,
     }
 
 
-def build(who: str, folder: Path, memory_bytes: int) -> dict[str, Any]:
-    """Build one contender's index; return seconds and bytes."""
-    started = time.perf_counter()
+def build(who: str, work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Build one contender's index in a process of its own; return seconds, memory and bytes."""
     if who == "voxseek":
-        from index_builder.build import build_index
-        from index_builder.embeddings.reader import EmbeddingFolder
-        from index_builder.planning import plan_index
-
-        gallery = EmbeddingFolder.open(folder / "gallery")
-        plan = plan_index(
-            gallery.n_rows, gallery.space, memory_bytes=memory_bytes, code="ivf-rabitq"
-        )
-        manifest = build_index(
-            gallery, folder / "voxseek", plan, queries=EmbeddingFolder.open(folder / "calibration")
-        )
-        described = {"design": plan.design, "effort": manifest["certificate"]["effort"]}
-        n_bytes = manifest["ram_bytes"]
+        subprocess.run(["rm", "-rf", str(work / "voxseek")], check=True)
+        command = [
+            *(sys.executable, str(ROOT / "cli.py"), "index", "build"),
+            *(str(work / "gallery"), str(work / "voxseek")),
+            *("--space", "simulated:final:1x768", "--memory", options.memory),
+            *("--code", "ivf-rabitq", "--bits", "1", "--queries", str(work / "calibration")),
+            "--json",
+        ]
     else:
-        from autofaiss import build_index as build_peer
+        limit = f"{options.bytes_per_vector * options.rows / 1e6:.3f}MB"
+        command = [options.peer_python, __file__, "--child", "build", str(work), limit]
+    load = os.getloadavg()
+    started = time.perf_counter()
+    with open(work / f"{who}.log", "wb") as log:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
+        assert child.stdout is not None
+        printed = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        sys.exit((work / f"{who}.log").read_text()[-3000:])
+    said = json.loads(printed.strip().splitlines()[-1])
+    if who == "voxseek":
+        certificate = said["certificate"]
+        said = {
+            "bytes": said["ram_bytes"],
+            "design": f"{said['plan']['code']}, {said['plan']['n_lists']} lists",
+            "effort": certificate["effort"],
+            "certificate": certificate["statement"],
+        }
+    return {
+        "seconds": seconds,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_rss_bytes": usage.ru_maxrss * 1024,
+        "load_average_before": load,
+        **said,
+    }
 
-        _, infos = build_peer(
-            embeddings=str(folder / "gallery" / "img_emb"),
-            index_path=str(folder / "autofaiss.index"),
-            index_infos_path=str(folder / "autofaiss.json"),
-            max_index_memory_usage=f"{memory_bytes / 1e6:.3f}MB",
-            current_memory_available="8GB",
-            metric_type="ip",
-            nb_cores=os.cpu_count(),
-        )
-        described = {"design": infos["index_key"], "effort": infos["index_param"]}
-        n_bytes = (folder / "autofaiss.index").stat().st_size
-    return {"seconds": time.perf_counter() - started, "bytes": n_bytes, **described}
+
+def build_peer(work: Path, limit: str) -> dict[str, Any]:
+    """Build autofaiss's index; runs in its environment."""
+    from autofaiss import build_index
+
+    _, infos = build_index(
+        embeddings=str(work / "gallery" / "img_emb"),
+        index_path=str(work / "autofaiss.index"),
+        index_infos_path=str(work / "autofaiss.json"),
+        max_index_memory_usage=limit,
+        current_memory_available="10GB",
+        metric_type="ip",
+        nb_cores=os.cpu_count(),
+    )
+    return {
+        "bytes": (work / "autofaiss.index").stat().st_size,
+        "design": infos["index_key"],
+        "effort": infos["index_param"],
+    }
 
 
-def search(who: str, folder: Path, n_candidates: int) -> dict[str, Any]:
+def search(who: str, work: Path, n_candidates: int) -> dict[str, Any]:
     """Search for all kinds of queries, as one batch and one by one."""
-    find = _open_voxseek(folder) if who == "voxseek" else _open_peer(who, folder, n_candidates)
+    find = _open_voxseek(work) if who == "voxseek" else _open_peer(who, work, n_candidates)
     found: dict[str, Any] = {}
     for kind in QUERY_KINDS:
-        queries = np.load(folder / f"queries_{kind}.npy")
-        truth = np.load(folder / f"truth_{kind}.npy")
+        queries = np.load(work / f"queries_{kind}.npy")
+        truth = np.load(work / f"truth_{kind}.npy")
         find(queries[:8])
         started = time.perf_counter()
         rows = find(queries)
@@ -168,27 +169,37 @@ def search(who: str, folder: Path, n_candidates: int) -> dict[str, Any]:
     return found
 
 
-def _open_voxseek(folder: Path) -> Any:
+def _open_voxseek(work: Path) -> Any:
     from retrieval.search.engine import SearchEngine
 
-    engine = SearchEngine.open(folder / "voxseek")
+    engine = SearchEngine.open(work / "voxseek")
     return lambda queries: engine.search(queries, K).rows
 
 
-def _open_peer(who: str, folder: Path, n_candidates: int) -> Any:
+def _open_peer(who: str, work: Path, n_candidates: int) -> Any:
     import faiss
 
-    index = faiss.read_index(str(folder / "autofaiss.index"))
-    if who == "autofaiss":
+    index = faiss.read_index(str(work / "autofaiss.index"))
+    if who == "autofaiss, widest":
+        faiss.ParameterSpace().set_index_parameters(
+            index, f"nprobe={WIDEST_PROBES},quantizer_efSearch={2 * WIDEST_PROBES}"
+        )
+    if who != "autofaiss, ranked":
         return lambda queries: index.search(queries, K)[1]
-    stored = np.load(folder / "gallery" / "img_emb" / "img_emb_0000.npy", mmap_mode="r")
+    files = sorted((work / "gallery" / "img_emb").glob("*.npy"))
+    parts = [np.load(file, mmap_mode="r") for file in files]
+    starts = np.cumsum([0, *map(len, parts)])
+
+    def take(rows: np.ndarray) -> np.ndarray:
+        part_of = np.searchsorted(starts, rows, side="right") - 1
+        return np.stack([parts[p][row - starts[p]] for p, row in zip(part_of, rows, strict=True)])
 
     def find(queries: np.ndarray) -> np.ndarray:
         candidates = index.search(queries, n_candidates)[1]
         best = np.full((len(queries), K), -1)
         for i, rows in enumerate(candidates):
-            rows = rows[rows >= 0]
-            scores = stored[rows].astype(np.float32) @ queries[i]
+            rows = np.sort(rows[rows >= 0])
+            scores = take(rows).astype(np.float32) @ queries[i]
             chosen = rows[np.argsort(-scores)[:K]]
             best[i, : len(chosen)] = chosen
         return best
@@ -196,65 +207,47 @@ def _open_peer(who: str, folder: Path, n_candidates: int) -> Any:
     return find
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return unit
-
-
-def run_child(python: str, *arguments: str, timeout_seconds: float) -> dict[str, Any]:
-    """Run one task of a contender in its environment, and return what it prints last."""
-    finished = subprocess.run(
-        [python, str(Path(__file__).resolve()), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    if finished.returncode:
-        sys.exit(finished.stderr)
-    answer: dict[str, Any] = json.loads(finished.stdout.strip().splitlines()[-1])
-    return answer
+def keep(path: Path, make: Any) -> dict[str, Any]:
+    """Return a piece that stands, or make it and write it."""
+    if not path.exists():
+        print(path.stem, file=sys.stderr)
+        path.write_text(json.dumps(make(), indent=2, default=str))
+    piece: dict[str, Any] = json.loads(path.read_text())
+    return piece
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Prepare, build, search in turns, and return the record."""
     from machine import describe_machine
 
-    memory_bytes = int(options.bytes_per_vector * options.rows)
-    pythons = {who: options.peer_python for who in CONTENDERS} | {"voxseek": sys.executable}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        machine = describe_machine()
-        data = prepare(folder, options.rows, options.queries)
-        builds = {}
-        for who in ("voxseek", "autofaiss"):
-            print(f"build {who}", file=sys.stderr)
-            builds[who] = run_child(
-                pythons[who],
-                "--child",
-                "build",
-                who,
-                name,
-                str(memory_bytes),
-                timeout_seconds=options.most_build_seconds,
-            )
-        n_candidates = builds["voxseek"]["effort"]["n_candidates"]
-        rounds: dict[str, list[dict[str, Any]]] = {who: [] for who in CONTENDERS}
-        for number in range(options.rounds):
-            for who in CONTENDERS:
-                print(f"search {who}, round {number}", file=sys.stderr)
-                rounds[who].append(
-                    run_child(
-                        pythons[who],
-                        "--child",
-                        "search",
-                        who,
-                        name,
-                        str(n_candidates),
-                        timeout_seconds=600,
-                    )
-                )
+    work = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    data = keep(work / "data.json", lambda: prepare(work, options))
+    builds: dict[str, list[dict[str, Any]]] = {}
+    peer = keep(work / "build_autofaiss.json", lambda: build("autofaiss", work, options))
+    builds["autofaiss"] = [peer]
+    builds["voxseek"] = [
+        keep(work / f"build_voxseek_{i}.json", lambda: build("voxseek", work, options))
+        for i in range(options.builds)
+    ]
+    n_candidates = builds["voxseek"][-1]["effort"]["n_candidates"]
+
+    def search_apart(who: str) -> dict[str, Any]:
+        python = sys.executable if who == "voxseek" else options.peer_python
+        finished = subprocess.run(
+            [python, __file__, "--child", "search", str(work), who, str(n_candidates)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=True,
+        )
+        answer: dict[str, Any] = json.loads(finished.stdout.strip().splitlines()[-1])
+        return answer
+
+    rounds: dict[str, list[dict[str, Any]]] = {who: [] for who in CONTENDERS}
+    for number in range(options.rounds):
+        for who in CONTENDERS:
+            path = work / f"search_{number}_{who.replace(', ', '_')}.json"
+            rounds[who].append(keep(path, lambda who=who: search_apart(who)))
     medians = {
         who: {
             kind: {
@@ -265,13 +258,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         }
         for who in CONTENDERS
     }
+    versions = subprocess.run(
+        [options.peer_python, __file__, "--child", "versions"], stdout=subprocess.PIPE, check=True
+    )
     return {
         "protocol": PROTOCOL,
-        "machine": machine,
-        "load_average_after": describe_machine()["load_average"],
-        "peer": run_child(options.peer_python, "--child", "versions", timeout_seconds=60),
+        "machine": describe_machine(),
+        "peer": json.loads(versions.stdout),
         "data": data,
         "bytes_per_vector_allowed": options.bytes_per_vector,
+        "memory": options.memory,
         "builds": builds,
         "medians": medians,
         "rounds": rounds,
@@ -279,16 +275,31 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_table(record: dict[str, Any]) -> None:
-    """Print one line a contender."""
-    print(f"{'':18} {'B/vector':>8} {'build s':>8}  recall@10 {'/'.join(QUERY_KINDS)}   ms/query")
-    for who, kinds in record["medians"].items():
-        built = record["builds"][who.split(",")[0]]
-        recalls = " / ".join(f"{kinds[kind]['recall_at_10']:.3f}" for kind in QUERY_KINDS)
-        milliseconds = kinds["shrunk"]["batch_ms_per_query"]
-        per_vector = built["bytes"] / record["data"]["n_rows"]
+    """Print builds and searches, one line a contender."""
+    medians = {
+        who: {
+            field: statistics.median(each[field] for each in builds)
+            for field in ("seconds", "cpu_seconds", "peak_rss_bytes", "bytes")
+        }
+        for who, builds in record["builds"].items()
+    }
+    n_rows = record["data"]["n_rows"]
+    for who, build in medians.items():
         print(
-            f"{who:18} {per_vector:8.1f} {built['seconds']:8.1f}  {recalls}   "
-            f"{milliseconds:.2f}   {built['design']}"
+            f"{who:18} {build['bytes'] / n_rows:6.1f} B/vector   build {build['seconds']:8.1f} s, "
+            f"{build['cpu_seconds']:8.1f} s of processor, peak "
+            f"{build['peak_rss_bytes'] / 2**20:6.0f} MiB   {record['builds'][who][-1]['design']}"
+        )
+    for field in ("seconds", "cpu_seconds"):
+        ratio = medians["autofaiss"][field] / medians["voxseek"][field]
+        print(f"autofaiss / voxseek, {field}: {ratio:.1f}")
+    print(f"recall@10 {' / '.join(QUERY_KINDS)}; ms a query, batch and single ({QUERY_KINDS[1]})")
+    for who, kinds in record["medians"].items():
+        recalls = " / ".join(f"{kinds[kind]['recall_at_10']:.3f}" for kind in QUERY_KINDS)
+        brain = kinds[QUERY_KINDS[1]]
+        print(
+            f"{who:18} {recalls}   {brain['batch_ms_per_query']:.2f}  "
+            f"{brain['single_ms_per_query']:.2f}"
         )
 
 
@@ -299,32 +310,36 @@ def run_as_child(task: str, arguments: list[str]) -> None:
 
         names = ("autofaiss", "faiss-cpu", "numpy", "pyarrow")
         print(json.dumps({name: version(name) for name in names}))
-        return
-    who, folder, number = arguments
-    work = build if task == "build" else search
-    print(json.dumps(work(who, Path(folder), int(number)), default=str))
+    elif task == "build":
+        print(json.dumps(build_peer(Path(arguments[0]), arguments[1]), default=str))
+    else:
+        print(json.dumps(search(arguments[1], Path(arguments[0]), int(arguments[2]))))
 
 
 def main() -> None:
     """Parse, run, print, record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder of the pieces; tens of gigabytes may come")
     parser.add_argument("--peer-python", required=True, help="interpreter that has autofaiss")
-    parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--queries", type=int, default=200)
-    parser.add_argument("--bytes-per-vector", type=float, default=150.0)
+    parser.add_argument("--family", default="cone", choices=["cone", "copies"])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--part-rows", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--bytes-per-vector", type=float, default=144.0)
+    parser.add_argument("--memory", default="1GiB")
+    parser.add_argument("--builds", type=int, default=3, help="of voxseek; autofaiss builds once")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--most-build-seconds", type=float, default=3600.0)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
     options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
     record = run(options)
     print_table(record)
     from machine import hardware_name
 
     machine = record["machine"]
-    commit = (machine["commit"] or "uncommitted")[:12]
-    today = f"{date.today():%Y%m%d}"
+    size = f"{record['data']['family']}-{record['data']['n_rows']}"
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"index_{hardware_name(machine)}_{today}_{commit}.json"
+    path = options.out / f"index_{size}_{hardware_name(machine)}_{date.today():%Y%m%d}.json"
     path.write_text(json.dumps(record, indent=2) + "\n")
     print(f"recorded in {path.name}", file=sys.stderr)
 
