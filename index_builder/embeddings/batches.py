@@ -37,6 +37,21 @@ class EmbeddingBatch:
     embeddings: np.ndarray
     is_alive: np.ndarray
 
+    def without(self, rows: np.ndarray) -> EmbeddingBatch:
+        """Return the batch with some rows marked dead.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (m,), int64, sorted
+            Of the folder; those outside of the batch are passed over.
+        """
+        start, stop = np.searchsorted(rows, [self.row_start, self.row_start + len(self.is_alive)])
+        if start == stop:
+            return self
+        is_alive = self.is_alive.copy()
+        is_alive[rows[start:stop] - self.row_start] = False
+        return EmbeddingBatch(self.row_start, self.embeddings, is_alive)
+
 
 def read_batches(
     storage: Storage,

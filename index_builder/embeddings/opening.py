@@ -77,17 +77,23 @@ class Contents:
     fingerprint: str
 
 
-def inspect_folder(storage: Storage, space: EmbeddingSpace | None, modality: str) -> Contents:
+def inspect_folder(
+    storage: Storage, space: EmbeddingSpace | None, modality: str, n_parts: int | None
+) -> Contents:
     """Read and cross-check the headers of a folder; see `EmbeddingFolder.open`."""
     at_root = storage.list_files("")
     if SPACE_FILE in at_root:
-        return _inspect_own(storage, at_root[SPACE_FILE], space, modality)
+        return _inspect_own(storage, at_root[SPACE_FILE], space, modality, n_parts)
     require_finished(storage, at_root)
-    return _inspect_foreign(storage, space, modality)
+    return _inspect_foreign(storage, space, modality, n_parts)
 
 
 def _inspect_own(
-    storage: Storage, manifest_bytes: int, space: EmbeddingSpace | None, modality: str
+    storage: Storage,
+    manifest_bytes: int,
+    space: EmbeddingSpace | None,
+    modality: str,
+    n_parts: int | None,
 ) -> Contents:
     path = storage.path_of(SPACE_FILE)
     manifest = parse_manifest(
@@ -103,8 +109,9 @@ def _inspect_own(
             manifest["details"],
             manifest["files"],
         )
-        files = [PartFiles(part["embeddings"], part["metadata"]) for part in manifest["parts"]]
-        promised_rows = [part["n_rows"] for part in manifest["parts"]]
+        listed = _first(storage, manifest["parts"], n_parts)
+        files = [PartFiles(part["embeddings"], part["metadata"]) for part in listed]
+        promised_rows = [part["n_rows"] for part in listed]
         checksums = [
             [name, recorded[name]["sha256"]]
             for part in files
@@ -141,8 +148,10 @@ def _inspect_own(
     return Contents(own_space, parts, _common_schema(storage, parts), details, content)
 
 
-def _inspect_foreign(storage: Storage, space: EmbeddingSpace | None, modality: str) -> Contents:
-    files = discover_parts(storage, modality)
+def _inspect_foreign(
+    storage: Storage, space: EmbeddingSpace | None, modality: str, n_parts: int | None
+) -> Contents:
+    files = _first(storage, discover_parts(storage, modality), n_parts)
     sizes = _list_sizes(storage, files)
     if space is None:
         first = _inspect_vectors(storage, files[0], sizes, None)
@@ -163,6 +172,14 @@ def _inspect_foreign(storage: Storage, space: EmbeddingSpace | None, modality: s
     ]
     content = fingerprint({"space": space.to_dict(), "parts": ordered})
     return Contents(space, parts, _common_schema(storage, parts), {}, content)
+
+
+def _first(storage: Storage, parts: Sequence[_Item], n_parts: int | None) -> Sequence[_Item]:
+    if n_parts is not None and not 1 <= n_parts <= len(parts):
+        raise EmbeddingError(
+            f"{storage.path_of('')} has {len(parts)} parts, and the first {n_parts} were asked for."
+        )
+    return parts[:n_parts]
 
 
 def _inspect_parts(

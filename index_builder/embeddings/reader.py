@@ -38,8 +38,12 @@ class EmbeddingFolder:
     dtype : numpy.dtype
         float16 or float32.
     parts : tuple of Part
+    part_rows : list of int
+        Rows of each part, in row order.
     columns : tuple of str
         Names of the metadata columns.
+    schema : pyarrow.Schema
+        Their names and types.
     fingerprint : str
         64 hexadecimal digits: of the content where a manifest has checksums, otherwise of names,
         rows and sizes of the parts. Where the folder lies doesn't matter.
@@ -49,23 +53,28 @@ class EmbeddingFolder:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], space: EmbeddingSpace | None, modality: str
+        self,
+        path: str | os.PathLike[str],
+        space: EmbeddingSpace | None,
+        modality: str,
+        n_parts: int | None,
     ) -> None:
         if modality not in MODALITIES:
             raise ValueError(f"modality is {modality!r}, expected one of {MODALITIES}")
-        self._modality = modality
+        self._arguments = modality, n_parts
         self._storage = open_storage(path)
-        contents = inspect_folder(self._storage, space, modality)
+        contents = inspect_folder(self._storage, space, modality, n_parts)
         self.path = self._storage.path_of("")
         self.is_local = self._storage.is_local
         self.space = contents.space
         self.parts = contents.parts
+        self.part_rows = [part.n_rows for part in self.parts]
         self.details = contents.details
         self.fingerprint = contents.fingerprint
         self.n_rows = self.parts[-1].row_stop
         self.dtype = self.parts[0].vectors.dtype
-        self._schema = contents.schema
-        self.columns: tuple[str, ...] = tuple(self._schema.names)
+        self.schema = contents.schema
+        self.columns: tuple[str, ...] = tuple(self.schema.names)
         self._part_starts = np.array([part.row_start for part in self.parts])
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = os.getpid()
@@ -77,6 +86,7 @@ class EmbeddingFolder:
         *,
         space: EmbeddingSpace | None = None,
         modality: str = "img_emb",
+        n_parts: int | None = None,
     ) -> EmbeddingFolder:
         """Open a folder by its headers and footers.
 
@@ -86,6 +96,9 @@ class EmbeddingFolder:
         space : EmbeddingSpace or None
             Needed where there is no ``space.json``; compared with it where there is one.
         modality : {"img_emb", "text_emb"}
+        n_parts : int or None
+            Open the first so many parts alone, as if the folder had no others: what an index was
+            built from stays what it was when parts are added. None: all.
 
         Raises
         ------
@@ -93,17 +106,19 @@ class EmbeddingFolder:
             If there is no such folder, its writer hasn't finished, or its files differ from its
             manifest.
         EmbeddingError
-            If there is neither ``space.json`` nor ``space``, or the layout is ambiguous.
+            If there is neither ``space.json`` nor ``space``, the layout is ambiguous, or there are
+            fewer parts than ``n_parts``.
         PartError
             If a part is damaged or contradicts the others.
         SpaceMismatchError
             If ``space`` contradicts ``space.json`` or the arrays.
         """
-        return cls(path, space, modality)
+        return cls(path, space, modality, n_parts)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the arguments of `open`: the copy in another process opens the files again."""
-        return type(self), (self.path, self.space, self._modality)
+        path = os.path.abspath(self.path) if self.is_local else self.path
+        return type(self), (path, self.space, *self._arguments)
 
     def iter_batches(
         self,
@@ -169,7 +184,7 @@ class EmbeddingFolder:
         RowRangeError
             If a row is below 0 or not below ``n_rows``; it is an IndexError too.
         """
-        wanted = self._check_rows(rows)
+        wanted = check_rows(rows, self.n_rows, self.path)
         out = np.empty((len(wanted), self.space.width), self.dtype)
         fewest_rows = _FEWEST_ROWS_OF_A_THREAD if self.is_local else 1
         step = max(fewest_rows, -(-len(wanted) // self._storage.n_threads))
@@ -184,6 +199,11 @@ class EmbeddingFolder:
         for future in futures:
             future.result()
         return out.reshape(-1, *self.space.row_shape)
+
+    def release(self) -> None:
+        """Let go of the pages that `take` read: they count as this process's memory until then."""
+        for part in self.parts:
+            part.vectors.release()
 
     def metadata(
         self,
@@ -209,7 +229,7 @@ class EmbeddingFolder:
         if rows is None:
             tables = list(self.iter_metadata(batch_rows=1 << 20, columns=columns))
             return pa.concat_tables(tables)
-        wanted = self._check_rows(rows)
+        wanted = check_rows(rows, self.n_rows, self.path)
         tables, places = [schema.empty_table()], [np.empty(0, np.int64)]
         for part, local_rows, places_of_part in self._by_part(wanted):
             assert part.columns is not None  # _select has made sure that all parts have metadata
@@ -264,22 +284,6 @@ class EmbeddingFolder:
             span = slice(bounds[i], bounds[i + 1])
             yield self.parts[i], ordered[span] - self._part_starts[i], order[span]
 
-    def _check_rows(self, rows: np.ndarray | Sequence[int]) -> np.ndarray:
-        wanted = np.asarray(rows)
-        if not wanted.size:
-            wanted = wanted.astype(np.int64)
-        if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
-            raise ValueError(
-                f"rows has shape {wanted.shape} and dtype {wanted.dtype}, expected (n,) integers"
-            )
-        bad = (wanted < 0) | (wanted >= self.n_rows)
-        if bad.any():
-            raise RowRangeError(
-                f"row {wanted[bad][0]} was asked for, and {self.path} has rows 0 to "
-                f"{self.n_rows - 1}."
-            )
-        return wanted.astype(np.int64)
-
     def _select(self, columns: Sequence[str] | None) -> Any:
         if not self.columns:
             raise EmbeddingError(
@@ -293,4 +297,29 @@ class EmbeddingFolder:
                     f"{self.path} has no metadata column {name!r}; "
                     f"it has {', '.join(self.columns)}."
                 )
-        return pa.schema([self._schema.field(name) for name in chosen])
+        return pa.schema([self.schema.field(name) for name in chosen])
+
+
+def check_rows(rows: np.ndarray | Sequence[int], n_rows: int, path: str) -> np.ndarray:
+    """Return row numbers as int64, (n,), once all are from 0 to ``n_rows`` (exclusive).
+
+    Raises
+    ------
+    ValueError
+        If they aren't one axis of integers.
+    RowRangeError
+        Names ``path``.
+    """
+    wanted = np.asarray(rows)
+    if not wanted.size:
+        wanted = wanted.astype(np.int64)
+    if wanted.ndim != 1 or wanted.dtype.kind not in "iu":
+        raise ValueError(
+            f"rows has shape {wanted.shape} and dtype {wanted.dtype}, expected (n,) integers"
+        )
+    bad = (wanted < 0) | (wanted >= n_rows)
+    if bad.any():
+        raise RowRangeError(
+            f"row {wanted[bad][0]} was asked for, and {path} has rows 0 to {n_rows - 1}."
+        )
+    return wanted.astype(np.int64)

@@ -36,7 +36,10 @@ space_option = click.option(
     "its rows are not of unit norm.",
 )
 moved_option = click.option(
-    "--embeddings", type=FOLDER, help="Where the embedding folder is now, if it moved."
+    "--embeddings",
+    multiple=True,
+    type=FOLDER,
+    help="Where the embedding folder is now, if it moved; of several, each in the index's order.",
 )
 
 

@@ -43,6 +43,9 @@ class Vectors(Protocol):
     def take_into(self, rows: np.ndarray, out: np.ndarray, places: np.ndarray) -> None:
         """Put row ``rows[i]``, for increasing ``rows``, at ``out[places[i]]``."""
 
+    def release(self) -> None:
+        """Let go of what `take_into` keeps between calls."""
+
 
 class NpyVectors:
     """An npy file of shape (rows, dim) or (rows, tokens, dim).
@@ -109,11 +112,12 @@ class NpyVectors:
         if self._mapped is None:
             shape = (self.n_rows, math.prod(self.row_shape))
             self._mapped = self._storage.map_rows(self.file, self._first_byte, shape, self.dtype)
-        if self._mapped is not None:
+        mapped = self._mapped
+        if mapped is not None:
             step = max(1, _TAKEN_BYTES // self._row_bytes)
             for i in range(0, len(rows), step):
                 # Unlike indexing, take lets other threads run while it waits for the disk.
-                block = self._mapped.take(rows[i : i + step], axis=0, mode="clip")
+                block = mapped.take(rows[i : i + step], axis=0, mode="clip")
                 out[places[i : i + step]] = block
             return
         # Runs of neighbours are one request each.
@@ -122,6 +126,10 @@ class NpyVectors:
             block = np.empty((last - first + 1, out.shape[1]), self.dtype)
             self.read_into(first, block)
             out[places[run]] = block[rows[run] - first]
+
+    def release(self) -> None:
+        """Unmap the file, where `take_into` mapped it; the next call maps it again."""
+        self._mapped = None
 
 
 class ParquetVectors:
@@ -180,6 +188,9 @@ class ParquetVectors:
                 self._rest = self._rest[n_new:]
                 n_done += n_new
             self._next_row = start + n_done
+
+    def release(self) -> None:
+        """Do nothing: columns aren't mapped."""
 
     def _decode_from(self, start: int) -> Iterator[np.ndarray]:
         """Yield blocks of rows (m, width) from row ``start`` to the end."""

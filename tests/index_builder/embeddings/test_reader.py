@@ -264,6 +264,52 @@ def test_foreign_fingerprint_follows_names_sizes_and_space_not_the_place(
     assert fingerprint("f") != first
 
 
+@pytest.mark.parametrize("n_parts", [1, 2, 4])
+def test_the_first_parts_stay_what_they_are_when_parts_are_added(
+    laion_folder: Laion,
+    arrays: list[np.ndarray],
+    space: EmbeddingSpace,
+    unit_rows: Rows,
+    n_parts: int,
+) -> None:
+    before = EmbeddingFolder.open(laion_folder(arrays[:n_parts], name="before"), space=space)
+    grown = laion_folder(arrays, name="grown")
+    prefix = EmbeddingFolder.open(grown, space=space, n_parts=n_parts)
+    assert prefix.fingerprint == before.fingerprint
+    assert prefix.part_rows == before.part_rows == list(SIZES[:n_parts])
+    assert prefix.n_rows == sum(SIZES[:n_parts])
+    rows = np.arange(prefix.n_rows)
+    np.testing.assert_array_equal(prefix.take(rows), np.concatenate(arrays)[rows])
+    assert prefix.metadata().equals(before.metadata())
+    with pytest.raises(RowRangeError, match=f"rows 0 to {prefix.n_rows - 1}"):
+        prefix.take([prefix.n_rows])
+    (batch,) = prefix.iter_batches(batch_rows=1000)
+    assert len(batch.embeddings) == prefix.n_rows
+    assert EmbeddingFolder.open(grown, space=space).fingerprint != before.fingerprint
+    assert pickle.loads(pickle.dumps(prefix)).fingerprint == before.fingerprint
+    # Whatever becomes of the other parts; of those that were opened, any change counts.
+    np.save(grown / "img_emb" / f"img_emb_{n_parts}.npy", unit_rows(3))
+    assert EmbeddingFolder.open(grown, space=space, n_parts=n_parts).fingerprint == (
+        before.fingerprint
+    )
+    (grown / "metadata" / "metadata_0.parquet").write_bytes(
+        (before.path / Path("metadata/metadata_0.parquet")).read_bytes() + b"\0"
+    )
+    with pytest.raises(PartError, match=r"metadata_0\.parquet"):
+        EmbeddingFolder.open(grown, space=space, n_parts=n_parts)
+
+
+@pytest.mark.parametrize("n_parts", [0, 6])
+def test_more_parts_than_there_are(
+    laion_folder: Laion, arrays: list[np.ndarray], space: EmbeddingSpace, n_parts: int
+) -> None:
+    folder = laion_folder(arrays)
+    with pytest.raises(
+        EmbeddingError, match=f"laion has 5 parts, and the first {n_parts} were asked for"
+    ):
+        EmbeddingFolder.open(folder, space=space, n_parts=n_parts)
+
+
 class TestOwnFolder:
     """A folder with space.json: the manifest rules."""
 
@@ -285,6 +331,27 @@ class TestOwnFolder:
         assert opened.columns == ("image_id", "URL")  # as written: names are not brought to form
         assert opened.metadata([7, 1])["image_id"].to_pylist() == [7, 1]
         assert EmbeddingFolder.open(folder, space=space).fingerprint == opened.fingerprint
+
+    def test_the_first_parts_stay_what_they_are_when_parts_are_added(
+        self, folder: Path, tmp_path: Path, space: EmbeddingSpace, unit_rows: Rows
+    ) -> None:
+        before = EmbeddingFolder.open(folder)
+        with EmbeddingWriter(tmp_path / "grown", space, command="test", details={}) as writer:
+            for rows, table in (
+                (before.take(np.arange(4)), before.metadata(np.arange(4))),
+                (before.take(np.arange(4, 8)), before.metadata(np.arange(4, 8))),
+                (unit_rows(5), before.metadata(np.arange(5))),
+            ):
+                writer.write(rows, table)
+            writer.finish()
+        prefix = EmbeddingFolder.open(tmp_path / "grown", n_parts=2)
+        assert prefix.fingerprint == before.fingerprint
+        assert (prefix.n_rows, prefix.part_rows) == (8, [4, 4])
+        np.testing.assert_array_equal(prefix.take(np.arange(8)), before.take(np.arange(8)))
+        assert EmbeddingFolder.open(tmp_path / "grown").fingerprint != before.fingerprint
+        for n_parts in (0, 4):
+            with pytest.raises(EmbeddingError, match=f"has 3 parts, and the first {n_parts} were"):
+                EmbeddingFolder.open(tmp_path / "grown", n_parts=n_parts)
 
     def test_another_space_is_a_contradiction(self, folder: Path, space: EmbeddingSpace) -> None:
         for other in (replace(space, model="ViT-B-32/openai"), replace(space, unit_norm=False)):
