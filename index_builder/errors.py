@@ -6,7 +6,9 @@ IndexBuilderError               a VoxseekError
 ├── BuildError                  the folder holds pieces of another build
 ├── IndexDamagedError           a file of the index isn't what was written (an ArtefactError too)
 ├── SourceError                 the embedding folder that an index refers to moved or changed
-└── FaissVersionError           codes that the installed FAISS doesn't read as they were meant
+├── FaissVersionError           codes that the installed FAISS doesn't read as they were meant
+├── TaskError                   a task of a build failed as often as it was tried
+└── SchedulerError              the Dask scheduler can't be reached, or no longer
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class PlanError(IndexBuilderError):
 
 
 class BuildError(IndexBuilderError):
-    """A folder holds pieces of another build, or the build contradicts its plan."""
+    """A folder holds pieces of another build, or what is asked contradicts plan or index."""
 
 
 class IndexDamagedError(IndexBuilderError, ArtefactError):
@@ -40,3 +42,11 @@ class SourceError(IndexBuilderError):
 
 class FaissVersionError(IndexBuilderError):
     """The installed FAISS gives other codes than the one that built the index."""
+
+
+class TaskError(IndexBuilderError):
+    """A task failed as often as it was tried; the message names it."""
+
+
+class SchedulerError(IndexBuilderError):
+    """The Dask scheduler can't be reached, or went away."""
