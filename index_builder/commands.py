@@ -1,11 +1,10 @@
-"""Commands from embeddings to an index: plan, build, info, verify."""
+"""Commands from embeddings to an index: plan, build, add, merge, delete, tune, info, verify."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,169 +18,227 @@ from .embeddings.terminal import (
     moved_option,
     open_embeddings,
     seed_option,
-    space_option,
+)
+from .growth_commands import add, delete, merge
+from .options import (
+    executor_options,
+    make_plan,
+    open_collection,
+    plan_for,
+    plan_options,
+    queries_option,
+    start_executor,
 )
 
 if TYPE_CHECKING:
-    from .embeddings.reader import EmbeddingFolder
-    from .planning import Code, IndexPlan
     from .shards import BadRows
 
 
 @click.group()
 def index() -> None:
-    """Plan, build, describe and verify indexes."""
-
-
-def plan_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that decide the design of an index."""
-    for option in (
-        click.option(
-            "--memory",
-            metavar="SIZE",
-            help="Strict limit for what the opened index keeps in memory, e.g. 64GiB.",
-        ),
-        click.option(
-            "--code",
-            type=click.Choice(["flat", "ivf-rabitq"]),
-            help="Design; by default chosen by rows and memory.",
-        ),
-        click.option("--rows-per-shard", type=click.IntRange(1), help="Rows of a shard."),
-        space_option,
-    ):
-        command = option(command)
-    return command
-
-
-def make_plan(
-    folder: EmbeddingFolder, memory: str | None, code: Code | None, rows_per_shard: int | None
-) -> IndexPlan:
-    """Plan an index for an embedding folder."""
-    from .planning import plan_index
-    from .sizes import parse_size
-
-    return plan_index(
-        folder.n_rows,
-        folder.space,
-        memory_bytes=parse_size(memory) if memory else None,
-        code=code,
-        rows_per_shard=rows_per_shard,
-        dtype=folder.dtype.name,
-    )
+    """Plan, build, grow, tune, describe and verify indexes."""
 
 
 @index.command(short_help="Choose an index and say what it will cost.")
-@click.argument("embeddings", type=FOLDER)
+@click.argument("embeddings", nargs=-1, type=FOLDER)
+@click.option("--rows", type=click.IntRange(1), help="Plan for so many rows instead, of --space.")
+@click.option(
+    "--dtype",
+    default="float16",
+    show_default=True,
+    type=click.Choice(["float16", "float32"]),
+    help="Of the rows, with --rows.",
+)
+@click.option(
+    "--workers", default=1, show_default=True, type=click.IntRange(1), help="For the hours."
+)
+@click.option(
+    "--hours/--no-hours",
+    default=True,
+    show_default=True,
+    help="Time a few seconds of each stage on this machine, and predict the build's hours.",
+)
 @plan_options
 @json_option
 def plan(
-    embeddings: Path,
-    memory: str | None,
-    code: Code | None,
-    rows_per_shard: int | None,
+    embeddings: tuple[Path, ...],
+    rows: int | None,
+    dtype: str,
+    workers: int,
+    hours: bool,
     space: str | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Choose an index for EMBEDDINGS and say what it will cost; reads headers, writes nothing.
 
     \b
-    Example:  voxseek index plan laion/ --memory 32GiB
+    Example:  voxseek index plan laion/ --memory 64GiB --disk 2TiB
+              voxseek index plan --rows 5526641167 --space ViT-L-14:final:1x768 --memory 64GiB
     """
+    from .calibration import calibrate, predict_hours
     from .description import describe_plan
+    from .embeddings.space import EmbeddingSpace
     from .planning import compare_designs
 
-    chosen = make_plan(open_embeddings(embeddings, space), memory, code, rows_per_shard)
+    if bool(embeddings) == (rows is not None):
+        raise click.UsageError("give either EMBEDDINGS, or --rows N with --space SPACE.")
+    if rows is not None and space is None:
+        raise click.UsageError("--rows needs --space, such as ViT-L-14:final:1x768.")
+    source = open_collection(embeddings, space) if embeddings else None
+    if source is not None:
+        chosen = plan_for(source, **options)
+    else:
+        assert rows is not None and space is not None
+        chosen = make_plan(rows, EmbeddingSpace.parse(space), dtype, is_local=True, **options)
+    predicted = predict_hours(chosen, calibrate(chosen, source), workers) if hours else None
     facts = {
         "plan": chosen.to_dict(),
         "designs": [asdict(design) for design in compare_designs(chosen)],
+        "hours": predicted,
     }
+    named = " ".join(map(str, embeddings)) or "EMBEDDINGS"
     emit(
         facts,
         as_json,
-        [
-            *describe_plan(chosen),
-            f"next: voxseek index build {embeddings} INDEX",
-        ],
+        [*describe_plan(chosen, hours=predicted), f"next: voxseek index build {named} INDEX"],
     )
 
 
 @index.command(short_help="Build an index, or finish one.")
-@click.argument("embeddings", type=FOLDER)
+@click.argument("embeddings", nargs=-1, required=True, type=FOLDER)
 @click.argument("out", metavar="INDEX", type=FOLDER)
 @plan_options
+@queries_option
 @click.option(
-    "--queries",
-    type=FOLDER,
-    help="Predicted embeddings, so that the certificate and the default effort hold for them too.",
-)
-@click.option(
-    "--recall",
-    default=0.95,
-    show_default=True,
-    type=click.FloatRange(0, 1),
-    help="Recall@10 that the default effort must reach.",
+    "--columns", metavar="NAME,NAME", help="Metadata columns to copy into the index; all, if none."
 )
 @click.option(
     "--bad-rows",
     default="error",
     show_default=True,
     type=click.Choice(["error", "tombstone"]),
-    help="NaN, infinite or zero rows.",
+    help="NaN, infinite and zero rows.",
 )
+@executor_options
 @seed_option
 @dry_run_option
 @json_option
 def build(
-    embeddings: Path,
+    embeddings: tuple[Path, ...],
     out: Path,
-    memory: str | None,
-    code: Code | None,
-    rows_per_shard: int | None,
     space: str | None,
     queries: Path | None,
-    recall: float,
+    columns: str | None,
     bad_rows: BadRows,
+    executor: str,
+    workers: int | None,
+    scheduler: str | None,
     seed: int,
     dry_run: bool,
     as_json: bool,
+    recall: float,
+    **options: Any,
 ) -> None:
     """Build the index INDEX of EMBEDDINGS, or finish one that was interrupted.
 
+    Several folders become one index, their rows numbered one folder after the other.
+
     \b
     Example:  voxseek index build targets/ index/ --memory 2GiB --queries validation_predictions/
+              voxseek index build laion2B-en/ laion2B-multi/ index/ --memory 64GiB --executor dask
     """
     from .build import build_index
     from .description import describe_index, describe_plan
 
-    folder = open_embeddings(embeddings, space)
-    chosen = make_plan(folder, memory, code, rows_per_shard)
+    source = open_collection(embeddings, space)
+    chosen = plan_for(source, recall=recall, **options)
     if dry_run:
         emit(chosen.to_dict(), as_json, describe_plan(chosen))
         return
-    manifest = build_index(
-        folder,
-        out,
-        chosen,
-        queries=open_embeddings(queries) if queries else None,
-        seed=seed,
-        bad_rows=bad_rows,
-        target_recall=recall,
-    )
+    with start_executor(
+        executor,
+        workers,
+        scheduler,
+        worker_bytes=chosen.worker_bytes,
+        memory_bytes=chosen.memory_bytes,
+    ) as started:
+        manifest = build_index(
+            source,
+            out,
+            chosen,
+            queries=open_embeddings(queries) if queries else None,
+            columns=columns.split(",") if columns else None,
+            seed=seed,
+            bad_rows=bad_rows,
+            target_recall=recall,
+            executor=started,
+        )
     emit(
         manifest,
         as_json,
-        [
-            *describe_index(manifest),
-            f"next: voxseek search {out} QUERIES --out RESULTS",
-        ],
+        [*describe_index(manifest), f"next: voxseek search {out} QUERIES --out RESULTS"],
     )
+
+
+for grown in (add, merge, delete):
+    index.add_command(grown)
+
+
+@index.command(short_help="Measure recall again; choose the default effort by it.")
+@click.argument("folder", metavar="INDEX", type=EXISTING)
+@queries_option
+@click.option(
+    "--recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Recall@10 that the default effort must reach; by default as when it was built.",
+)
+@click.option(
+    "--n-queries",
+    default=200,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Queries of each set, at most.",
+)
+@moved_option
+@executor_options
+@json_option
+def tune(
+    folder: Path,
+    queries: Path | None,
+    recall: float | None,
+    n_queries: int,
+    embeddings: tuple[Path, ...],
+    executor: str,
+    workers: int | None,
+    scheduler: str | None,
+    as_json: bool,
+) -> None:
+    """Measure the recall of INDEX again, and store the smallest effort that suffices.
+
+    \b
+    Example:  voxseek index tune index/ --queries validation_predictions/ --recall 0.98
+    """
+    from .description import describe_index
+    from .tuning import tune_index
+
+    with start_executor(executor, workers, scheduler) as started:
+        manifest = tune_index(
+            folder,
+            queries=open_embeddings(queries) if queries else None,
+            target_recall=recall,
+            n_queries=n_queries,
+            embeddings=embeddings or None,
+            executor=started,
+        )
+    emit(manifest, as_json, describe_index(manifest, has_efforts=True))
 
 
 @index.command("info", short_help="Describe an index.")
 @click.argument("folder", metavar="INDEX", type=EXISTING)
 @json_option
 def index_info(folder: Path, as_json: bool) -> None:
-    """Describe INDEX: plan, certificate, memory, source.
+    """Describe INDEX: plan, certificate, memory, sources.
 
     \b
     Example:  voxseek index info index/ --json
@@ -197,15 +254,15 @@ def index_info(folder: Path, as_json: bool) -> None:
 @click.argument("folder", metavar="INDEX", type=EXISTING)
 @moved_option
 @json_option
-def verify(folder: Path, embeddings: Path | None, as_json: bool) -> None:
-    """Check every file of INDEX by checksum, its source, and a sample of searches.
+def verify(folder: Path, embeddings: tuple[Path, ...], as_json: bool) -> None:
+    """Check every file of INDEX by checksum, its sources, and a sample of searches.
 
     \b
     Example:  voxseek index verify index/
     """
     from .verify import verify_index
 
-    facts = asdict(verify_index(folder, embeddings=embeddings))
+    facts = asdict(verify_index(folder, embeddings=embeddings or None))
     emit(facts, as_json, [*key_values(facts), "sound"])
 
 

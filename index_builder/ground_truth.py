@@ -1,20 +1,53 @@
-"""The exact nearest rows, by blocks, in bounded memory: ground truth and flat search."""
+"""The exact nearest rows, by blocks, in bounded memory: ground truth and flat search.
+
+The truth of a certificate is searched in pieces, each a task that an executor runs anywhere:
+
+    workspace/{16 hex of the fingerprint of queries and sources}/
+        unit.npy       (n_queries, width) float32
+        excluded.npy   (n_queries,) int64, the row that each query must not find, or -1
+        deleted.npy    (m,) int64, rising, rows that no query must find
+        queries.json
+        {row_start:012d}-{row_stop:012d}/    rows.npy, scores.npy (n_queries, k), piece.json
+
+A piece is complete when its record stands, and is kept as long as the workspace is.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from .cosine import best_per_query, kth_largest, pair_scores, rounding_error, row_norms
+from .embeddings.artefact import (
+    atomic_write,
+    fingerprint,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
+from .embeddings.errors import ArtefactError
 from .embeddings.float16 import to_float32
 from .embeddings.reader import EmbeddingBatch
 
-_BLOCK_BYTES = 64 << 20  # float32 scores of all queries against a block
+if TYPE_CHECKING:
+    from .embeddings.collection import Collection
+    from .execution.contract import Executor
+
+_BLOCK_BYTES = 32 << 20  # float32 scores of all queries against a block
+# Of rows that a task reads: enough to be worth the round trip, and not too many pieces to merge.
+_TASK_BYTES = 256 << 20
+_MOST_TASKS = 1024
+_INPUTS = ("unit", "excluded", "deleted")
+_FORMAT_VERSION = 1
 
 
 def block_rows(n_queries: int, width: int) -> int:
-    """Return how many rows to scan at once so that scores and rows stay within 64 MiB each."""
+    """Return how many rows to scan at once so that scores and rows stay within 32 MiB each."""
     return int(np.clip(_BLOCK_BYTES // (4 * max(n_queries, width)), 1, 1 << 16))
 
 
@@ -84,3 +117,185 @@ def batches_of(
     for start in range(0, len(vectors), batch_rows):
         piece = slice(start, start + batch_rows)
         yield EmbeddingBatch(start, vectors[piece], alive[piece])
+
+
+@dataclass(frozen=True)
+class TruthTask:
+    """What it takes to search one range of rows, anywhere that sees the embeddings and the folder.
+
+    Parameters
+    ----------
+    folder : str
+        Of the queries, in the workspace; the piece is written there too.
+    embeddings : Collection
+    row_start, row_stop : int
+    k : int
+    bad_rows : {"error", "tombstone"}
+    truth_fingerprint : str
+        Of queries, embeddings and policy; a finished piece is kept only if it has the same.
+    """
+
+    folder: str
+    embeddings: Collection
+    row_start: int
+    row_stop: int
+    k: int
+    bad_rows: Literal["error", "tombstone"]
+    truth_fingerprint: str
+
+    @property
+    def piece(self) -> Path:
+        """Where the piece stands."""
+        return Path(self.folder) / f"{self.row_start:012d}-{self.row_stop:012d}"
+
+
+def find_truth(
+    embeddings: Collection,
+    unit: np.ndarray,
+    k: int,
+    *,
+    excluded: np.ndarray,
+    deleted: np.ndarray,
+    bad_rows: Literal["error", "tombstone"],
+    executor: Executor,
+    workspace: Path,
+) -> np.ndarray:
+    """Return the ``k`` rows of largest cosine for each query, compared with every row.
+
+    The same rows whatever the executor. Interrupted, it goes on from the pieces that stand.
+
+    Parameters
+    ----------
+    embeddings : Collection
+    unit : ndarray of shape (n_queries, width), float32, unit rows
+    k : int
+    excluded : ndarray of shape (n_queries,), int64
+        A row that each query must not find, itself; or -1.
+    deleted : ndarray of shape (m,), int64, rising
+        Rows that no query must find.
+    bad_rows : {"error", "tombstone"}
+    executor : Executor
+    workspace : Path
+        Where pieces stand; of the caller, to remove when they are no longer needed.
+
+    Returns
+    -------
+    rows : ndarray of shape (n_queries, k), int64
+        Best first, ties by smaller row; -1 where there are fewer rows.
+    """
+    n_queries = len(unit)
+    rows, scores = np.full((n_queries, k), -1, np.int64), np.full((n_queries, k), np.nan, "f4")
+    tasks = truth_tasks(
+        embeddings,
+        unit,
+        k,
+        excluded=excluded,
+        deleted=deleted,
+        bad_rows=bad_rows,
+        workspace=workspace,
+    )
+    executor.run(search_piece, tasks, label="exact search")
+    for task in tasks:
+        piece_rows, piece_scores = (_load(task.piece, name) for name in ("rows", "scores"))
+        all_rows, all_scores = np.hstack([rows, piece_rows]), np.hstack([scores, piece_scores])
+        query_of, place = np.nonzero(all_rows >= 0)
+        rows, scores = best_per_query(
+            query_of, all_rows[query_of, place], all_scores[query_of, place], n_queries, k
+        )
+    return rows
+
+
+def truth_tasks(
+    embeddings: Collection,
+    unit: np.ndarray,
+    k: int,
+    *,
+    excluded: np.ndarray,
+    deleted: np.ndarray,
+    bad_rows: Literal["error", "tombstone"],
+    workspace: Path,
+) -> list[TruthTask]:
+    """Write the queries into the workspace, and return the task of each range of rows.
+
+    Parameters are those of `find_truth`. How rows are cut depends on their number and size alone.
+    """
+    inputs: dict[str, np.ndarray] = {
+        "unit": np.ascontiguousarray(unit, np.float32),
+        "excluded": np.ascontiguousarray(excluded, np.int64),
+        "deleted": np.ascontiguousarray(deleted, np.int64),
+    }
+    truth_fingerprint = fingerprint(
+        {
+            **{name: hashlib.sha256(array.data).hexdigest() for name, array in inputs.items()},
+            "shape": list(unit.shape),
+            "embeddings": embeddings.fingerprint,
+            "k": k,
+            "bad_rows": bad_rows,
+        }
+    )
+    folder = workspace / truth_fingerprint[:16]
+    if not _is_complete(folder, "queries.json", "queries", truth_fingerprint):
+        _write(folder, "queries.json", "queries", inputs, truth_fingerprint)
+    row_bytes = embeddings.space.width * embeddings.dtype.itemsize
+    n_rows = embeddings.n_rows
+    rows_per_task = max(1, _TASK_BYTES // row_bytes, -(-n_rows // _MOST_TASKS))
+    return [
+        TruthTask(
+            folder=str(folder),
+            embeddings=embeddings,
+            row_start=start,
+            row_stop=min(start + rows_per_task, n_rows),
+            k=k,
+            bad_rows=bad_rows,
+            truth_fingerprint=truth_fingerprint,
+        )
+        for start in range(0, n_rows, rows_per_task)
+    ]
+
+
+def search_piece(task: TruthTask) -> None:
+    """Search one range of rows, unless its piece stands."""
+    if _is_complete(task.piece, "piece.json", "truth piece", task.truth_fingerprint):
+        return
+    folder = Path(task.folder)
+    unit, excluded, deleted = (_load(folder, name) for name in _INPUTS)
+    batches = task.embeddings.iter_batches(
+        batch_rows=block_rows(len(unit), unit.shape[1]),
+        start=task.row_start,
+        stop=task.row_stop,
+        bad_rows=task.bad_rows,
+    )
+    alive = (batch.without(deleted) for batch in batches)
+    rows, scores = exact_search(alive, unit, task.k, excluded=excluded)
+    found = {"rows": rows, "scores": scores}
+    _write(task.piece, "piece.json", "truth piece", found, task.truth_fingerprint)
+
+
+def _is_complete(folder: Path, record: str, kind: str, truth_fingerprint: str) -> bool:
+    try:
+        found = read_manifest(folder, record, kind=kind, format_version=_FORMAT_VERSION)
+        verify_files(folder, found)
+    except ArtefactError:
+        return False
+    return bool(found["truth_fingerprint"] == truth_fingerprint)
+
+
+def _write(
+    folder: Path, record: str, kind: str, arrays: dict[str, np.ndarray], truth_fingerprint: str
+) -> None:
+    for name, array in arrays.items():
+        with atomic_write(folder / f"{name}.npy") as temporary, open(temporary, "wb") as handle:
+            np.save(handle, array, allow_pickle=False)
+    write_manifest(
+        folder,
+        record,
+        kind=kind,
+        format_version=_FORMAT_VERSION,
+        command="voxseek index build",
+        files=[f"{name}.npy" for name in arrays],
+        body={"truth_fingerprint": truth_fingerprint},
+    )
+
+
+def _load(folder: Path, name: str) -> Any:
+    return np.load(folder / f"{name}.npy", allow_pickle=False)

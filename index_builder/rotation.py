@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from .threads import in_threads
+
 N_PASSES = 4
-_BLOCK_ROWS = 128  # transformed together, while they stay in a processor's cache
+_BLOCK_ROWS = 256  # transformed together, while they stay in a processor's cache
 
 
 def window_of(width: int) -> int:
@@ -46,8 +48,9 @@ def rotate(vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
     n, width = vectors.shape
     window = signs.shape[1]
     scaled = signs[:, :, None] * np.float32(1 / np.sqrt(window))
-    for start in range(0, n, _BLOCK_ROWS):
-        block = vectors[start : start + _BLOCK_ROWS]
+
+    def rotate_block(start: int, stop: int) -> None:
+        block = vectors[start:stop]
         # One coordinate of all rows of the block side by side: every sum runs over long runs.
         columns = np.ascontiguousarray(block.T)
         for turn in range(N_PASSES):
@@ -55,11 +58,32 @@ def rotate(vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
             part = columns[first : first + window]
             part[:] = _hadamard(part * scaled[turn])
         block[:] = columns.T
+
+    in_threads(rotate_block, n, _BLOCK_ROWS)
+    return vectors
+
+
+def rotate_back(vectors: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Undo `rotate` on rows (n, width), float32, in place, and return them."""
+    n, width = vectors.shape
+    window = signs.shape[1]
+    scaled = signs[:, :, None] * np.float32(1 / np.sqrt(window))
+    for start in range(0, n, _BLOCK_ROWS):
+        block = vectors[start : start + _BLOCK_ROWS]
+        columns = np.ascontiguousarray(block.T)
+        for turn in reversed(range(N_PASSES)):
+            first = 0 if turn % 2 == 0 else width - window
+            part = columns[first : first + window]
+            part[:] = _hadamard(part) * scaled[turn]
+        block[:] = columns.T
     return vectors
 
 
 def _hadamard(columns: np.ndarray) -> np.ndarray:
-    """Return the unscaled Walsh-Hadamard transform along axis 0, a power of two long."""
+    """Return the unscaled Walsh-Hadamard transform along axis 0, a power of two long.
+
+    ``columns`` is overwritten.
+    """
     window, n = columns.shape
     spare = np.empty_like(columns)
     half = 1

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .build import open_lists
+from .candidates import nominate, open_nominator
 from .certificate import sound_rows
-from .embeddings.reader import EmbeddingFolder
+from .embeddings.collection import Collection
 from .errors import IndexDamagedError
 from .ground_truth import block_rows, exact_search
-from .manifest import open_source, read_index_manifest, verify_index_files
+from .manifest import (
+    open_sources,
+    read_deleted,
+    read_index_manifest,
+    shards_of,
+    verify_index_files,
+)
 from .planning import IndexPlan
 from .reranking import exact_scores, rank_exactly
 from .sampling import sample_rows
-from .shards import BadRows
+
+_CANDIDATES = 100
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class VerifyReport:
     n_searches : int
         Rows that were searched for and found themselves first.
     embeddings : str
-        The embedding folder, whose fingerprint was compared.
+        The embedding folders, whose fingerprints were compared.
     """
 
     fingerprint: str
@@ -46,7 +55,7 @@ class VerifyReport:
 def verify_index(
     folder: str | os.PathLike[str],
     *,
-    embeddings: str | os.PathLike[str] | None = None,
+    embeddings: Sequence[str | os.PathLike[str]] | None = None,
     n_searches: int = 16,
     seed: int = 0,
 ) -> VerifyReport:
@@ -55,8 +64,8 @@ def verify_index(
     Parameters
     ----------
     folder : path
-    embeddings : path, URL or None
-        Where the embedding folder is, if it moved.
+    embeddings : sequence of path or URL, or None
+        Where the embedding folders are, if they moved.
     n_searches : int
         Rows, a seeded sample, that must find themselves first. Rows of equal score (copies) may
         stand in for each other.
@@ -74,11 +83,11 @@ def verify_index(
     root = Path(folder)
     manifest = read_index_manifest(root)
     n_files, n_bytes = verify_index_files(root, manifest)
-    source = open_source(root, manifest, embeddings)
-    sizes = manifest["embeddings"]["part_rows"]
-    rows, unit = sound_rows(source, sample_rows(sizes, min(n_searches, source.n_rows), seed))
-    plan = IndexPlan.from_dict(manifest["plan"])
-    found, scores = _search(root, plan, source, unit, manifest["bad_rows"])
+    source = open_sources(root, manifest, embeddings)
+    deleted = read_deleted(root, manifest)
+    rows = sample_rows(source.part_rows, min(n_searches, source.n_rows), seed)
+    rows, unit = sound_rows(source, rows[~np.isin(rows, deleted)])
+    found, scores = _search(root, manifest, source, unit, deleted)
     own = exact_scores(source, unit, rows[:, None])[:, 0]
     # NaN, where nothing was found, counts as lost.
     is_lost = ~((found == rows) | (scores >= own))
@@ -99,16 +108,25 @@ def verify_index(
 
 
 def _search(
-    root: Path, plan: IndexPlan, source: EmbeddingFolder, unit: np.ndarray, bad_rows: BadRows
+    root: Path,
+    manifest: dict[str, Any],
+    source: Collection,
+    unit: np.ndarray,
+    deleted: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the best row and its score for each query."""
-    if not plan.n_lists:
+    plan = IndexPlan.from_dict(manifest["plan"])
+    shards = shards_of(root, manifest)
+    nominator = open_nominator(root, plan, shards, tier="disk")
+    if nominator is None:
         batches = source.iter_batches(
-            batch_rows=block_rows(len(unit), unit.shape[1]), bad_rows=bad_rows
+            batch_rows=block_rows(len(unit), unit.shape[1]), bad_rows=manifest["bad_rows"]
         )
-        rows, scores = exact_search(batches, unit, 1)
+        rows, scores = exact_search((batch.without(deleted) for batch in batches), unit, 1)
         return rows[:, 0], scores[:, 0]
-    lists = open_lists(root, plan)
-    nominees = lists.candidates(unit, lists.n_lists, min(100, lists.n_codes), n_least=1)
+    n_candidates = min(_CANDIDATES, nominator.n_codes)
+    nominees = nominate(
+        nominator, unit, nominator.most_breadth, n_candidates, n_least=1, deleted=deleted
+    )
     rows, scores = rank_exactly(source, unit, nominees, 1)
     return rows[:, 0], scores[:, 0]

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
 
 HOME = Path(__file__).resolve().parents[1]
 
-n_probe_option = click.option(
-    "--n-probe", type=click.IntRange(1), help="Lists to scan; by default as certified."
+breadth_option = click.option(
+    "--n-probe",
+    "--ef-search",
+    "breadth",
+    type=click.IntRange(1),
+    help="Lists to scan, or nodes of a graph to keep in view; by default as certified.",
 )
 candidates_option = click.option(
     "--candidates", type=click.IntRange(1), help="Rows to rank exactly; by default as certified."
@@ -54,7 +58,7 @@ candidates_option = click.option(
     type=click.IntRange(1),
     help="Queries on the page, the first ones.",
 )
-@n_probe_option
+@breadth_option
 @candidates_option
 @moved_option
 @json_option
@@ -69,9 +73,9 @@ def search(
     out: Path | None,
     gallery: bool,
     gallery_queries: int,
-    n_probe: int | None,
+    breadth: int | None,
     candidates: int | None,
-    embeddings: Path | None,
+    embeddings: tuple[Path, ...],
     as_json: bool,
 ) -> None:
     """Find the K nearest images of INDEX for QUERIES (embedding folder or .npy), or for a brain.
@@ -102,13 +106,13 @@ def search(
         spoken = EmbeddingSpace.parse(space) if space else None
         source = nullcontext(load_queries(str(queries), space=spoken))
     with source as asked:
-        engine = SearchEngine.open(index, embeddings=embeddings)
+        engine = SearchEngine.open(index, embeddings=embeddings or None)
         if out is None:
-            for hits in iter_hits(engine, asked, k, n_probe=n_probe, n_candidates=candidates):
+            for hits in iter_hits(engine, asked, k, breadth=breadth, n_candidates=candidates):
                 for line in to_json_lines(hits):
                     click.echo(line)
             return
-        results = write_results(out, engine, asked, k, n_probe=n_probe, n_candidates=candidates)
+        results = write_results(out, engine, asked, k, breadth=breadth, n_candidates=candidates)
         found = count_found(results, asked)
         facts = {
             "results": results.path,
@@ -241,7 +245,7 @@ def nway(
     type=click.IntRange(1),
     help="Queries measured, a seeded sample.",
 )
-@n_probe_option
+@breadth_option
 @candidates_option
 @moved_option
 @seed_option
@@ -251,9 +255,9 @@ def bench_index(
     queries: str,
     ks: tuple[int, ...],
     n_queries: int,
-    n_probe: int | None,
+    breadth: int | None,
     candidates: int | None,
-    embeddings: Path | None,
+    embeddings: tuple[Path, ...],
     seed: int,
     as_json: bool,
 ) -> None:
@@ -266,13 +270,13 @@ def bench_index(
     from .search.engine import SearchEngine
     from .search.queries import load_queries
 
-    engine = SearchEngine.open(index, embeddings=embeddings)
+    engine = SearchEngine.open(index, embeddings=embeddings or None)
     report = measure_recall(
         engine,
         load_queries(queries),
         ks=ks,
         n_queries=n_queries,
-        n_probe=n_probe,
+        breadth=breadth,
         n_candidates=candidates,
         seed=seed,
     )

@@ -51,7 +51,7 @@ def iter_hits(
     queries: QuerySet,
     k: int,
     *,
-    n_probe: int | None = None,
+    breadth: int | None = None,
     n_candidates: int | None = None,
     columns: Sequence[str] | None = None,
     batch_queries: int = BATCH_QUERIES,
@@ -63,7 +63,7 @@ def iter_hits(
     engine : SearchEngine
     queries : QuerySet
     k : int
-    n_probe, n_candidates : int or None
+    breadth, n_candidates : int or None
         See `SearchEngine.search`.
     columns : sequence of str or None
         Metadata columns to add; None: all. One that is called like a column of the hit itself is
@@ -73,7 +73,7 @@ def iter_hits(
     """
     query_start = 0
     for result in engine.search_set(
-        queries, k, n_probe=n_probe, n_candidates=n_candidates, batch_queries=batch_queries
+        queries, k, breadth=breadth, n_candidates=n_candidates, batch_queries=batch_queries
     ):
         query_of, rank = np.nonzero(result.rows >= 0)
         rows = result.rows[query_of, rank]
@@ -100,7 +100,7 @@ def write_results(
     queries: QuerySet,
     k: int,
     *,
-    n_probe: int | None = None,
+    breadth: int | None = None,
     n_candidates: int | None = None,
     columns: Sequence[str] | None = None,
     batch_queries: int = BATCH_QUERIES,
@@ -112,7 +112,7 @@ def write_results(
     ----------
     folder : path
         New, empty, or holding earlier results, which are replaced.
-    engine, queries, k, n_probe, n_candidates, columns, batch_queries
+    engine, queries, k, breadth, n_candidates, columns, batch_queries
         As in `iter_hits`.
     command : str
 
@@ -124,14 +124,14 @@ def write_results(
     """
     root = Path(folder)
     engine.require_comparable(queries)
-    effort = engine.effort(k, n_probe=n_probe, n_candidates=n_candidates)
+    effort = engine.effort(k, breadth=breadth, n_candidates=n_candidates)
     _require_free(root)
     (root / MANIFEST_FILE).unlink(missing_ok=True)
     tables = iter_hits(
         engine,
         queries,
         k,
-        n_probe=n_probe,
+        breadth=breadth,
         n_candidates=n_candidates,
         columns=columns,
         batch_queries=batch_queries,
@@ -185,7 +185,7 @@ class Results:
     manifest : dict
     n_queries, k, n_hits : int
     effort : dict
-        n_probe and n_candidates; empty where the index was flat.
+        n_probe or ef_search, and n_candidates; empty where the index was flat.
     columns : tuple of str
         ``query``, ``rank``, ``row``, ``score``, and the metadata columns.
     """

@@ -16,7 +16,9 @@ SOURCES.append(ROOT / "cli.py")
 
 # Optional or heavy libraries, each behind one module (or one room, for faiss and torch).
 HOMES = {
+    "dask": ("index_builder/execution/dask.py",),
     "diffusers": ("training/diffusion/schedule.py",),
+    "distributed": ("index_builder/execution/dask.py",),
     "efficientnet_lite_pytorch": ("training/encoders/efficientnet.py",),
     "emoji": ("retrieval/demo/openmoji.py",),
     "faiss": ("index_builder/", "retrieval/search/", "retrieval/doctor.py"),
@@ -74,6 +76,13 @@ def test_each_heavy_library_has_one_home(library: str) -> None:
     strays = {user for user in users if not user.startswith(HOMES[library])}
     assert not strays
     assert users, f"nothing imports {library}: drop it from this table and from pyproject.toml"
+
+
+def test_a_queue_of_jobs_is_the_business_of_the_documents() -> None:
+    users = [path for path in SOURCES if "dask_jobqueue" in imported_modules(path)]
+    assert not users
+    examples = (ROOT / "docs" / "slurm").glob("*.py")
+    assert any("dask_jobqueue" in imported_modules(path) for path in examples)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -87,7 +87,7 @@ def measure_recall(
     *,
     ks: tuple[int, ...] = (1, 10, 100),
     n_queries: int = 1000,
-    n_probe: int | None = None,
+    breadth: int | None = None,
     n_candidates: int | None = None,
     seed: int = 0,
     n_resamples: int = N_RESAMPLES,
@@ -102,7 +102,7 @@ def measure_recall(
         Those larger than the index are left out.
     n_queries : int
         At most so many queries, a seeded sample of the set.
-    n_probe, n_candidates : int or None
+    breadth, n_candidates : int or None
         Effort; by default the one that the index chose when it was built.
     seed, n_resamples : int
         Of the sample and the bootstrap.
@@ -124,10 +124,11 @@ def measure_recall(
     batches = engine.embeddings.iter_batches(
         batch_rows=block_rows(len(vectors), vectors.shape[1]), bad_rows="tombstone"
     )
-    exact = exact_search(batches, unit_rows(vectors), largest)[0]
+    alive = (batch.without(engine.deleted) for batch in batches)
+    exact = exact_search(alive, unit_rows(vectors), largest)[0]
     by_k = []
     for k in kept:  # One search each: a search for more hits may look at more candidates.
-        found = engine.search(vectors, k, n_probe=n_probe, n_candidates=n_candidates).rows
+        found = engine.search(vectors, k, breadth=breadth, n_candidates=n_candidates).rows
         by_k.append([np.isin(exact[i, :k], found[i]).mean() for i in range(len(vectors))])
     shares = np.array(by_k).T
     resampled = np.stack(
@@ -146,7 +147,7 @@ def measure_recall(
             k: Estimate(float(mean), float(low[i]), float(high[i]))
             for i, (k, mean) in enumerate(zip(kept, shares.mean(axis=0), strict=True))
         },
-        effort={k: engine.effort(k, n_probe=n_probe, n_candidates=n_candidates) for k in kept},
+        effort={k: engine.effort(k, breadth=breadth, n_candidates=n_candidates) for k in kept},
         ram_bytes=engine.ram_bytes,
         seed=seed,
     )

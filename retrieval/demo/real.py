@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from index_builder.build import build_index
 from index_builder.embeddings.artefact import atomic_write
+from index_builder.embeddings.collection import Collection
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.writer import EmbeddingWriter
 from index_builder.planning import plan_index
@@ -123,7 +124,9 @@ def run_real_demo(out: Path, source: Path, *, seed: int = 0) -> RealDemoReport:
     stages.complete(
         "index",
         out / "index" / "manifest.json",
-        lambda folder: build_index(targets, folder, plan, seed=seed, command=COMMAND),
+        lambda folder: build_index(
+            Collection.open([targets.path]), folder, plan, seed=seed, command=COMMAND
+        ),
     )
     engine = SearchEngine.open(out / "index")
     queries = load_queries(averaged.path)

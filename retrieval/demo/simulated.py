@@ -14,6 +14,7 @@ from typing import Any
 
 from index_builder.build import build_index
 from index_builder.embeddings.artefact import atomic_write
+from index_builder.embeddings.collection import Collection
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.errors import PlanError
 from index_builder.planning import IndexPlan, plan_index
@@ -236,7 +237,7 @@ def run_demo(
         "index",
         out / "index" / "manifest.json",
         lambda folder: build_index(
-            targets,
+            Collection.open([targets.path]),
             folder,
             plan,
             queries=validation,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from index_builder.embeddings.collection import Collection
 from training.subjects.subject import Subject
 
 from ..errors import ResultsError
@@ -19,6 +21,7 @@ from .page import GalleryHit, GalleryQuery, write_gallery
 
 PAGE_NAME = "gallery.html"
 _HIT_COLUMNS = ("image_id", "image_path", "caption")
+_BATCH_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ def write_results_gallery(
     ----------
     results : Results
     engine : SearchEngine
-        Whose embedding folder knows the pictures of the hits (column ``image_path``, relative to
-        that folder).
+        Whose embedding folders know the pictures of the hits (column ``image_path``, relative to
+        the folder of the row).
     queries : QuerySet
         What was searched for; a column ``image_id`` says which image was seen.
     subject : Subject or None
@@ -126,7 +129,6 @@ def _queries(
     seen = _query_column(queries, "image_id")
     n_trials = _query_column(queries, "n_trials")
     held = _images_held(engine, seen[:n_queries]) if seen is not None else frozenset()
-    pictures = Path(engine.embeddings.path)
     captions = subject.captions() if subject is not None else {}
     columns = [name for name in ("score", "row", *_HIT_COLUMNS) if name in results.columns]
     for query, hits in results.iter_queries(columns):
@@ -141,7 +143,7 @@ def _queries(
             seen_image: Path | None = subject.image_path(image_id)
             caption = captions.get(image_id, "")
         else:
-            seen_image = _picture(pictures, own) if own is not None else None
+            seen_image = _picture(engine.embeddings, own) if own is not None else None
             caption = (own.get("caption") or "") if own is not None else ""
         yield GalleryQuery(
             label=f"query {query}" if image_id is None else f"image {image_id}",
@@ -153,7 +155,7 @@ def _queries(
                 GalleryHit(
                     row=hit["row"],
                     score=hit["score"],
-                    image=_picture(pictures, hit),
+                    image=_picture(engine.embeddings, hit),
                     caption=hit.get("caption") or "",
                     is_seen=image_id is not None and hit.get("image_id") == image_id,
                 )
@@ -171,14 +173,21 @@ def _query_column(queries: QuerySet, name: str) -> Any:
 
 def _images_held(engine: SearchEngine, image_ids: Any) -> frozenset[int]:
     """Return those of ``image_ids`` that the gallery has a row of, read in bounded memory."""
-    if "image_id" not in engine.embeddings.columns:
+    if "image_id" not in engine.columns:
         return frozenset()
     held: set[int] = set()
-    for table in engine.embeddings.iter_metadata(batch_rows=1 << 16, columns=["image_id"]):
-        here = table["image_id"].to_numpy()
+    for start in range(0, engine.n_rows, _BATCH_ROWS):
+        stop = min(start + _BATCH_ROWS, engine.n_rows)
+        first, end = np.searchsorted(engine.deleted, [start, stop])
+        rows = np.setdiff1d(np.arange(start, stop), engine.deleted[first:end])
+        here = engine.metadata(rows, ["image_id"])["image_id"].to_numpy()
         held.update(here[np.isin(here, image_ids)].tolist())
     return frozenset(held)
 
 
-def _picture(folder: Path, hit: dict[str, Any]) -> Path | None:
-    return folder / hit["image_path"] if hit.get("image_path") else None
+def _picture(embeddings: Collection, hit: dict[str, Any]) -> Path | None:
+    """Return the picture of a hit, whose path is relative to the folder that has its row."""
+    if not hit.get("image_path"):
+        return None
+    folder = embeddings.folders[bisect_right(embeddings.row_starts, hit["row"]) - 1]
+    return Path(folder.path) / str(hit["image_path"])

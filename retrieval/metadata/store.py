@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from index_builder.metadata import BATCH_ROWS, METADATA_FILE
-from index_builder.planning import IndexPlan
-from index_builder.shards import shard_folder
+from index_builder.shards import Shard
 
 from ..errors import SearchError
 
@@ -30,19 +28,19 @@ class MetadataStore:
         Empty where the embeddings have no metadata.
     """
 
-    def __init__(self, readers: Sequence[Any], rows_per_shard: int, n_rows: int) -> None:
+    def __init__(self, readers: Sequence[Any], row_starts: Sequence[int], n_rows: int) -> None:
         self._readers = list(readers)
-        self._rows_per_shard = rows_per_shard
+        self._row_starts = np.asarray(row_starts, np.int64)
         self._n_rows = n_rows
         self._schema = self._readers[0].schema if self._readers else pa.schema([])
         self.columns: tuple[str, ...] = tuple(self._schema.names)
 
     @classmethod
-    def open(cls, index: Path, plan: IndexPlan) -> MetadataStore:
-        """Map the metadata files of a finished index."""
-        paths = [index / shard_folder(i) / METADATA_FILE for i in range(plan.n_shards)]
+    def open(cls, shards: Sequence[Shard]) -> MetadataStore:
+        """Map the metadata files of the shards of a finished index, in row order."""
+        paths = [shard.folder / METADATA_FILE for shard in shards]
         readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths if path.is_file()]
-        return cls(readers, plan.rows_per_shard, plan.n_rows)
+        return cls(readers, [shard.row_start for shard in shards], shards[-1].row_stop)
 
     def take(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> Any:
         """Return metadata as a `pyarrow.Table`, rows in the order asked; repeats are allowed.
@@ -74,7 +72,8 @@ class MetadataStore:
             )
         schema = pa.schema([self._schema.field(name) for name in chosen])
         order = np.argsort(wanted, kind="stable")
-        shards, local = np.divmod(wanted[order], self._rows_per_shard)
+        shards = np.searchsorted(self._row_starts, wanted[order], side="right") - 1
+        local = wanted[order] - self._row_starts[shards]
         pieces = [schema.empty_table()]
         if not chosen:
             return pieces[0]

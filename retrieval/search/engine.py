@@ -1,8 +1,8 @@
-"""SearchEngine: an opened index. Candidates from the lists, true cosines from the vectors.
+"""SearchEngine: an opened index. Codes nominate candidates, vectors rank them.
 
-Every answer ends with the rows of the embedding folder itself: scores are cosines, not estimates,
-whatever the codes. Parameters travel with the call; an engine has no state that a search changes,
-so that threads may share it.
+Every answer ends with the rows of the embedding folders or with a copy of them: scores are cosines
+with these, not estimates, whatever the codes. Parameters travel with the call; an engine has no
+state that a search changes, so that threads may share it.
 """
 
 from __future__ import annotations
@@ -15,17 +15,24 @@ from typing import Any
 
 import numpy as np
 
-from index_builder.build import open_lists
-from index_builder.certificate import TARGET_K
+from index_builder.candidates import Nominator, nominate, open_nominator
 from index_builder.cosine import has_direction, unit_rows
+from index_builder.embeddings.collection import Collection
 from index_builder.embeddings.float16 import to_float32
-from index_builder.embeddings.reader import EmbeddingBatch, EmbeddingFolder
+from index_builder.embeddings.reader import EmbeddingBatch
 from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.ground_truth import batches_of, block_rows, exact_search
-from index_builder.inverted_file import InvertedFile
-from index_builder.manifest import open_source, read_index_manifest, verify_index_files
+from index_builder.manifest import (
+    open_sources,
+    read_deleted,
+    read_index_manifest,
+    shards_of,
+    verify_index_files,
+)
 from index_builder.planning import IndexPlan
+from index_builder.recall import TARGET_K
 from index_builder.reranking import rank_exactly
+from index_builder.vector_copy import open_vectors
 
 from ..errors import QueryError, SearchError
 from ..metadata.store import MetadataStore
@@ -60,14 +67,16 @@ class SearchEngine:
     manifest : dict
     plan : IndexPlan
     space : EmbeddingSpace
-    embeddings : EmbeddingFolder
+    embeddings : Collection
         The vectors that the index refers to.
     n_rows : int
-        Tombstoned rows counted.
+        Rows that are left out counted.
     fingerprint : str
         Of the index.
     columns : tuple of str
         Metadata columns.
+    deleted : ndarray of shape (n,), int64, sorted
+        Rows that were taken down.
     ram_bytes : int
         What the opened index keeps in memory.
     """
@@ -76,9 +85,8 @@ class SearchEngine:
         self,
         path: Path,
         manifest: dict[str, Any],
-        embeddings: EmbeddingFolder,
-        lists: InvertedFile | None,
-        held: EmbeddingBatch | None,
+        embeddings: Collection,
+        nominator: Nominator | None,
     ) -> None:
         self.path = str(path)
         self.manifest = manifest
@@ -87,18 +95,23 @@ class SearchEngine:
         self.embeddings = embeddings
         self.n_rows = self.plan.n_rows
         self.fingerprint: str = manifest["fingerprint"]
-        self._lists = lists
-        self._held = held
-        self._metadata = MetadataStore.open(path, self.plan)
+        shards = shards_of(path, manifest)
+        self._nominator = nominator
+        self.deleted = read_deleted(path, manifest)
+        self._vectors = open_vectors(path, self.plan, shards, embeddings)
+        self._held: EmbeddingBatch | None = None
+        if nominator is None and self.plan.tier == "memory":
+            self._held = self._hold()
+        self._metadata = MetadataStore.open(shards)
         self.columns = self._metadata.columns
-        self.ram_bytes = lists.ram_bytes if lists else self.plan.ram_bytes
+        self.ram_bytes = nominator.ram_bytes if nominator else self.plan.ram_bytes
 
     @classmethod
     def open(
         cls,
         index_folder: str | os.PathLike[str],
         *,
-        embeddings: str | os.PathLike[str] | None = None,
+        embeddings: Sequence[str | os.PathLike[str]] | None = None,
     ) -> SearchEngine:
         """Open an index: compare every file with its SHA-256, then load the codes.
 
@@ -108,8 +121,9 @@ class SearchEngine:
         Parameters
         ----------
         index_folder : path
-        embeddings : path, URL or None
-            Where the embedding folder is, if it moved since the index was built.
+        embeddings : sequence of path or URL, or None
+            Where the embedding folders are, in the order of the index, if they moved since it was
+            built.
 
         Raises
         ------
@@ -124,17 +138,16 @@ class SearchEngine:
         manifest = read_index_manifest(path)
         verify_index_files(path, manifest)
         plan = IndexPlan.from_dict(manifest["plan"])
-        source = open_source(path, manifest, embeddings)
-        lists = open_lists(path, plan) if plan.n_lists else None
-        held = _hold(source, manifest["bad_rows"]) if plan.is_held else None
-        return cls(path, manifest, source, lists, held)
+        sources = open_sources(path, manifest, embeddings)
+        nominator = open_nominator(path, plan, shards_of(path, manifest))
+        return cls(path, manifest, sources, nominator)
 
     def search(
         self,
         queries: np.ndarray,
         k: int,
         *,
-        n_probe: int | None = None,
+        breadth: int | None = None,
         n_candidates: int | None = None,
         batch_queries: int = BATCH_QUERIES,
     ) -> SearchResult:
@@ -145,10 +158,11 @@ class SearchEngine:
         queries : ndarray of shape (n, width) or (n, tokens, dim), any float
             Of any norm but zero.
         k : int
-        n_probe, n_candidates : int or None
-            Effort: lists read and candidates ranked exactly, a query. None: the smallest effort
-            that the certificate found sufficient for ten hits, with more candidates in proportion
-            for more hits. A flat index has no effort to choose.
+        breadth, n_candidates : int or None
+            Effort of a query: how many lists are read (n_probe) or how many nodes of the graph are
+            kept in view (ef_search), and how many candidates are ranked exactly. None: the smallest
+            effort that the certificate found sufficient for ten hits, with more candidates in
+            proportion for more hits. A flat index has no effort to choose.
         batch_queries : int
             Queries at a time; it bounds the memory, and doesn't change the result.
 
@@ -164,7 +178,7 @@ class SearchEngine:
         SearchError
             If ``k`` or the effort is out of range.
         """
-        effort = self.effort(k, n_probe=n_probe, n_candidates=n_candidates)
+        effort = self.effort(k, breadth=breadth, n_candidates=n_candidates)
         if batch_queries < 1:
             raise SearchError(f"batch_queries is {batch_queries}, expected at least 1.")
         vectors = self._check(np.asarray(queries))
@@ -174,8 +188,8 @@ class SearchEngine:
             piece = slice(start, start + batch_queries)
             unit = unit_rows(vectors[piece])
             rows[piece], scores[piece] = (
-                self._search_lists(self._lists, unit, k, **effort)
-                if self._lists
+                self._search_candidates(self._nominator, unit, k, effort)
+                if self._nominator
                 else exact_search(self._batches(len(unit)), unit, k)
             )
         return SearchResult(rows, scores)
@@ -185,7 +199,7 @@ class SearchEngine:
         queries: QuerySet,
         k: int,
         *,
-        n_probe: int | None = None,
+        breadth: int | None = None,
         n_candidates: int | None = None,
         batch_queries: int = BATCH_QUERIES,
     ) -> Iterator[SearchResult]:
@@ -199,7 +213,7 @@ class SearchEngine:
         self.require_comparable(queries)
         for batch in queries.iter_batches(batch_queries=batch_queries):
             yield self.search(
-                batch, k, n_probe=n_probe, n_candidates=n_candidates, batch_queries=batch_queries
+                batch, k, breadth=breadth, n_candidates=n_candidates, batch_queries=batch_queries
             )
 
     def require_comparable(self, queries: QuerySet) -> None:
@@ -208,7 +222,7 @@ class SearchEngine:
             self.space.require_comparable(queries.space, mine=self.path, theirs=queries.label)
 
     def effort(
-        self, k: int, *, n_probe: int | None = None, n_candidates: int | None = None
+        self, k: int, *, breadth: int | None = None, n_candidates: int | None = None
     ) -> dict[str, int]:
         """Return the effort that a search for ``k`` hits makes; empty for a flat index.
 
@@ -219,27 +233,27 @@ class SearchEngine:
         """
         if k < 1:
             raise SearchError(f"k is {k}, expected at least 1.")
-        if not self._lists:
-            if n_probe is not None or n_candidates is not None:
+        nominator = self._nominator
+        if nominator is None:
+            if breadth is not None or n_candidates is not None:
                 raise SearchError(
-                    f"{self.path} is a flat index, which compares every row: "
-                    f"leave out n_probe and n_candidates."
+                    f"{self.path} is a flat index, which compares every row: leave the effort out."
                 )
             return {}
+        name = nominator.breadth_name
         certified = self.manifest["certificate"]["effort"]
-        if n_probe is None:
-            n_probe = int(certified["n_probe"])
+        if breadth is None:
+            breadth = int(certified[name])
         if n_candidates is None:
             in_proportion = -(-certified["n_candidates"] * max(k, TARGET_K) // TARGET_K)
-            n_candidates = max(k, min(in_proportion, self._lists.n_codes))
-        if not 1 <= n_probe <= self._lists.n_lists:
+            n_candidates = max(k, min(in_proportion, nominator.n_codes))
+        if not 1 <= breadth <= nominator.most_breadth:
             raise SearchError(
-                f"n_probe is {n_probe}, expected 1 to {self._lists.n_lists}, the lists of "
-                f"{self.path}."
+                f"{name} is {breadth}, expected 1 to {nominator.most_breadth} in {self.path}."
             )
         if n_candidates < k:
             raise SearchError(f"n_candidates is {n_candidates}, expected at least k, which is {k}.")
-        return {"n_probe": n_probe, "n_candidates": n_candidates}
+        return {name: breadth, "n_candidates": n_candidates}
 
     def metadata(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> Any:
         """Return the metadata of rows as a `pyarrow.Table`, in the order asked.
@@ -258,21 +272,39 @@ class SearchEngine:
         """
         return self._metadata.take(rows, columns)
 
-    def _search_lists(
-        self, lists: InvertedFile, unit: np.ndarray, k: int, n_probe: int, n_candidates: int
+    def _search_candidates(
+        self, nominator: Nominator, unit: np.ndarray, k: int, effort: dict[str, int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        n_candidates = min(n_candidates, lists.n_codes)
-        rows = lists.candidates(unit, n_probe, n_candidates, n_least=k)
-        return rank_exactly(self.embeddings, unit, rows, k)
+        rows = nominate(
+            nominator,
+            unit,
+            effort[nominator.breadth_name],
+            min(effort["n_candidates"], nominator.n_codes),
+            n_least=k,
+            deleted=self.deleted,
+        )
+        return rank_exactly(self._vectors, unit, rows, k)
 
     def _batches(self, n_queries: int) -> Iterable[EmbeddingBatch]:
-        """Return all rows of a flat index, from memory or from disk."""
+        """Return all rows of a flat index that aren't deleted, from memory or from disk."""
         batch_rows = block_rows(n_queries, self.space.width)
-        if self._held is None:
-            return self.embeddings.iter_batches(
-                batch_rows=batch_rows, bad_rows=self.manifest["bad_rows"]
-            )
-        return batches_of(self._held.embeddings, batch_rows, self._held.is_alive)
+        if self._held is not None:
+            return batches_of(self._held.embeddings, batch_rows, self._held.is_alive)
+        batches = self.embeddings.iter_batches(
+            batch_rows=batch_rows, bad_rows=self.manifest["bad_rows"]
+        )
+        return (batch.without(self.deleted) for batch in batches)
+
+    def _hold(self) -> EmbeddingBatch:
+        """Read all rows of a flat index into memory, in their stored dtype."""
+        source = self.embeddings
+        embeddings = np.empty((source.n_rows, self.space.width), source.dtype)
+        is_alive = np.empty(source.n_rows, bool)
+        for batch in self._batches(1):
+            piece = slice(batch.row_start, batch.row_start + len(batch.is_alive))
+            embeddings[piece] = batch.embeddings.reshape(len(batch.is_alive), -1)
+            is_alive[piece] = batch.is_alive
+        return EmbeddingBatch(0, embeddings, is_alive)
 
     def _check(self, queries: np.ndarray) -> np.ndarray:
         if queries.ndim < 2 or queries.dtype.kind != "f":
@@ -296,16 +328,3 @@ class SearchEngine:
                     f"needs a direction. Leave it out, or look where it was made."
                 )
         return rows
-
-
-def _hold(source: EmbeddingFolder, bad_rows: Any) -> EmbeddingBatch:
-    """Read all rows of a flat index into memory, in their stored dtype."""
-    embeddings = np.empty((source.n_rows, source.space.width), source.dtype)
-    is_alive = np.empty(source.n_rows, bool)
-    for batch in source.iter_batches(
-        batch_rows=block_rows(1, source.space.width), bad_rows=bad_rows
-    ):
-        piece = slice(batch.row_start, batch.row_start + len(batch.is_alive))
-        embeddings[piece] = batch.embeddings.reshape(len(batch.is_alive), -1)
-        is_alive[piece] = batch.is_alive
-    return EmbeddingBatch(0, embeddings, is_alive)

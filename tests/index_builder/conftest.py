@@ -2,14 +2,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from index_builder.embeddings.collection import Collection
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.embeddings.writer import EmbeddingWriter
+from index_builder.rotation import draw_signs, rotate
 
 WIDTH = 48  # not a power of two: the rotation's windows overlap
 
@@ -53,6 +57,19 @@ def write_folder(tmp_path: Path, space: EmbeddingSpace) -> Callable[..., Embeddi
 
 
 @pytest.fixture
+def write_collection(write_folder: Callable[..., EmbeddingFolder]) -> Callable[..., Collection]:
+    """Write an embedding folder of each array of rows, and open them as one collection."""
+
+    def write(*arrays: np.ndarray, name: str = "embeddings", n_parts: int = 3) -> Collection:
+        names = [name, *(f"{name}{i}" for i in range(1, len(arrays)))]
+        return Collection(
+            [write_folder(rows, each, n_parts) for rows, each in zip(arrays, names, strict=True)]
+        )
+
+    return write
+
+
+@pytest.fixture
 def write_foreign(tmp_path: Path) -> Callable[..., Path]:
     """Save rows as a folder without a manifest, bad rows and all."""
 
@@ -63,3 +80,22 @@ def write_foreign(tmp_path: Path) -> Callable[..., Path]:
         return folder.parent
 
     return write
+
+
+@pytest.fixture
+def make_quantizer() -> Callable[..., Any]:
+    """What writers of graphs and of copies use of a quantizer, for unit rows."""
+
+    def make(unit: np.ndarray) -> Any:
+        mean = unit.mean(axis=0, dtype=np.float64).astype(np.float32)
+        signs = draw_signs(unit.shape[1], 7)
+        transformed = rotate(unit - mean, signs)
+        return SimpleNamespace(
+            mean=mean,
+            signs=signs,
+            low=float(transformed.min()),
+            high=float(transformed.max()),
+            transform=lambda rows: rotate(rows - mean, signs),
+        )
+
+    return make

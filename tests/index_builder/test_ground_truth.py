@@ -1,12 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from index_builder import ground_truth
 from index_builder.cosine import unit_rows
-from index_builder.ground_truth import batches_of, block_rows, exact_search
+from index_builder.execution import make_executor
+from index_builder.execution.serial import SerialExecutor
+from index_builder.ground_truth import (
+    batches_of,
+    block_rows,
+    exact_search,
+    find_truth,
+    truth_tasks,
+)
 
 
 def brute_force(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,6 +69,97 @@ def test_fewer_rows_than_k_are_padded(cone: Callable[..., np.ndarray]) -> None:
 
 
 def test_block_rows_bounds_scores_and_rows() -> None:
-    assert block_rows(1, 768) * 768 * 4 <= 64 << 20
-    assert block_rows(100_000, 768) * 100_000 * 4 <= 64 << 20
+    assert block_rows(1, 768) * 768 * 4 <= 32 << 20
+    assert block_rows(100_000, 768) * 100_000 * 4 <= 32 << 20
     assert block_rows(1 << 30, 768) == 1
+
+
+@pytest.fixture
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ground_truth, "_TASK_BYTES", 96 * 70)  # 70 rows of 48 float16
+
+
+def arguments(embeddings: Any, cone: Callable[..., np.ndarray], workspace: Path) -> dict[str, Any]:
+    return {
+        "embeddings": embeddings,
+        "unit": unit_rows(cone(9)),
+        "k": 10,
+        "excluded": np.array([5, 80, *[-1] * 7]),
+        "deleted": np.arange(3, 300, 4),
+        "bad_rows": "error",
+        "workspace": workspace,
+    }
+
+
+@pytest.mark.parametrize("name", ["serial", "processes"])
+def test_pieces_make_the_truth_of_the_whole(
+    cone: Callable[..., np.ndarray],
+    write_folder: Callable[..., Any],
+    tmp_path: Path,
+    small_tasks: None,
+    name: str,
+) -> None:
+    rows = np.concatenate([cone(200), np.repeat(cone(20), 5, axis=0)])  # copies across the cuts
+    given = arguments(write_folder(rows), cone, tmp_path / "truth")
+    with make_executor(name, n_workers=None if name == "serial" else 2) as executor:
+        found = find_truth(**given, executor=executor)
+    is_alive = ~np.isin(np.arange(300), given["deleted"])
+    expected = exact_search(
+        batches_of(rows, 300, is_alive), given["unit"], 10, excluded=given["excluded"]
+    )[0]
+    np.testing.assert_array_equal(found, expected)
+    assert len(list((tmp_path / "truth").glob("*/*-*"))) == 5
+
+
+def test_an_interrupted_search_goes_on_and_trusts_no_other_piece(
+    cone: Callable[..., np.ndarray],
+    write_folder: Callable[..., Any],
+    tmp_path: Path,
+    small_tasks: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = arguments(write_folder(cone(300)), cone, tmp_path / "truth")
+    searched: list[int] = []
+
+    def counting(batches: Any, *rest: Any, **options: Any) -> Any:
+        listed = list(batches)
+        searched.append(listed[0].row_start)
+        if searched == [0, 70, 140]:
+            raise KeyboardInterrupt
+        return exact_search(listed, *rest, **options)
+
+    monkeypatch.setattr(ground_truth, "exact_search", counting)
+    with pytest.raises(KeyboardInterrupt):
+        find_truth(**given, executor=SerialExecutor())
+    whole = find_truth(**given, executor=SerialExecutor())
+    assert searched == [0, 70, 140, 140, 210, 280]
+    np.testing.assert_array_equal(find_truth(**given, executor=SerialExecutor()), whole)
+    assert len(searched) == 6
+    # A damaged piece is searched again; other queries, or other rows taken down, have their own.
+    piece = next((tmp_path / "truth").glob("*/*70-*140/rows.npy"))
+    piece.write_bytes(piece.read_bytes()[:-1] + b"\x7f")
+    np.testing.assert_array_equal(find_truth(**given, executor=SerialExecutor()), whole)
+    assert searched[6:] == [70]
+    find_truth(**{**given, "deleted": np.arange(0)}, executor=SerialExecutor())
+    assert len(searched) == 12
+    find_truth(**{**given, "unit": given["unit"][::-1]}, executor=SerialExecutor())
+    assert len(searched) == 17
+
+
+def test_the_number_of_pieces_is_bounded_and_depends_on_rows_alone(
+    cone: Callable[..., np.ndarray],
+    write_folder: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = arguments(write_folder(cone(300)), cone, tmp_path / "truth")
+    assert [task.row_stop for task in truth_tasks(**given)] == [300]
+    monkeypatch.setattr(ground_truth, "_TASK_BYTES", 1)
+    monkeypatch.setattr(ground_truth, "_MOST_TASKS", 4)
+    tasks = truth_tasks(**given)
+    assert [(task.row_start, task.row_stop) for task in tasks] == [
+        (0, 75),
+        (75, 150),
+        (150, 225),
+        (225, 300),
+    ]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from index_builder.rotation import N_PASSES, draw_signs, rotate, window_of
+from index_builder.rotation import N_PASSES, draw_signs, rotate, rotate_back, window_of
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 8, 48, 100, 768])
@@ -45,3 +45,11 @@ def test_signs_are_seeded_and_both() -> None:
     np.testing.assert_array_equal(draw_signs(768, 5), draw_signs(768, 5))
     assert not np.array_equal(draw_signs(768, 5), draw_signs(768, 6))
     assert set(np.unique(draw_signs(768, 5))) == {-1, 1}
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 48, 768])
+def test_rotating_back_undoes_the_rotation(rng: np.random.Generator, width: int) -> None:
+    signs = draw_signs(width, 3)
+    vectors = rng.standard_normal((200, width)).astype(np.float32)
+    rotated = rotate(vectors.copy(), signs)
+    np.testing.assert_allclose(rotate_back(rotated, signs), vectors, atol=5e-6)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from index_builder.build import build_index
+from index_builder.embeddings.collection import Collection
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.embeddings.writer import EmbeddingWriter
@@ -60,25 +61,30 @@ def write_gallery_rows(tmp_path: Path) -> Callable[..., EmbeddingFolder]:
 
 @pytest.fixture
 def build(tmp_path: Path) -> Callable[..., Path]:
-    """Build an index of a folder and return where it stands."""
+    """Build an index of a folder, or of several, and return where it stands."""
 
     def run(
-        embeddings: EmbeddingFolder,
+        embeddings: EmbeddingFolder | Collection,
         code: str = "ivf-rabitq",
         *,
         n_shards: int = 1,
-        memory_bytes: int | None = None,
+        bits: int | None = None,
+        tier: str | None = None,
+        rerank: str | None = None,
         name: str = "index",
         **options: Any,
     ) -> Path:
+        source = embeddings if isinstance(embeddings, Collection) else Collection([embeddings])
         plan = plan_index(
-            embeddings.n_rows,
-            embeddings.space,
-            code=code,  # type: ignore[arg-type]  # a literal, parametrized
-            n_shards=n_shards,
-            memory_bytes=memory_bytes,
+            source.n_rows,
+            source.space,
+            code=code,  # type: ignore[arg-type]  # literals, parametrized
+            bits=bits,
+            tier=tier,  # type: ignore[arg-type]
+            rerank=rerank,  # type: ignore[arg-type]
+            rows_per_shard=-(-source.n_rows // n_shards),
         )
-        build_index(embeddings, tmp_path / name, plan, **options)
+        build_index(source, tmp_path / name, plan, **options)
         return tmp_path / name
 
     return run

@@ -52,7 +52,7 @@ def test_the_manifest_says_what_was_asked(
     engine: SearchEngine, queries: QuerySet, tmp_path: Path
 ) -> None:
     results = write_results(
-        tmp_path / "out", engine, queries, 4, n_probe=2, n_candidates=9, columns=["caption"]
+        tmp_path / "out", engine, queries, 4, breadth=2, n_candidates=9, columns=["caption"]
     )
     assert results.columns == ("query", "rank", "row", "score", "caption")
     assert results.effort == {"n_probe": 2, "n_candidates": 9}

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from index_builder.build import build_index
+from index_builder.embeddings.collection import Collection
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.embeddings.writer import EmbeddingWriter
@@ -41,7 +42,7 @@ def queries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_engine(gallery: EmbeddingFolder, code: str, folder: Path) -> SearchEngine:
     plan = plan_index(gallery.n_rows, gallery.space, code=code)  # type: ignore[arg-type] # a literal of the tests
-    build_index(gallery, folder, plan)
+    build_index(Collection.open([gallery.path]), folder, plan)
     return SearchEngine.open(folder)
 
 
@@ -56,12 +57,12 @@ def test_recall_is_the_overlap_with_a_brute_force_search(
     gallery: EmbeddingFolder, queries: Path, tmp_path: Path
 ) -> None:
     engine = open_engine(gallery, "ivf-rabitq", tmp_path / "lists")
-    report = measure_recall(engine, load_queries(queries), ks=(5,), n_probe=2, n_candidates=8)
+    report = measure_recall(engine, load_queries(queries), ks=(5,), breadth=2, n_candidates=8)
     asked = np.load(queries, allow_pickle=False)
     stored = gallery.take(np.arange(N_ROWS)).astype(np.float64)
     cosines = asked @ stored.T / np.linalg.norm(stored, axis=1)
     exact = np.argsort(-cosines, axis=1)[:, :5]
-    found = engine.search(asked, 5, n_probe=2, n_candidates=8).rows
+    found = engine.search(asked, 5, breadth=2, n_candidates=8).rows
     shares = [len(set(e) & set(f)) / 5 for e, f in zip(exact, found, strict=True)]
     share = report.recall[5]
     assert share.value == pytest.approx(np.mean(shares)) and 0 < share.value < 1

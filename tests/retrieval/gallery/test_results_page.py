@@ -8,12 +8,18 @@ import pytest
 from PIL import Image
 
 from index_builder.build import build_index
+from index_builder.embeddings.collection import Collection
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.embeddings.writer import EmbeddingWriter
 from index_builder.planning import plan_index
 from retrieval.errors import ResultsError
-from retrieval.gallery.results_page import count_found, write_results_gallery
+from retrieval.gallery.results_page import (
+    _images_held,
+    _picture,
+    count_found,
+    write_results_gallery,
+)
 from retrieval.results import write_results
 from retrieval.search.engine import SearchEngine
 from retrieval.search.queries import load_queries
@@ -41,7 +47,7 @@ def engine(tmp_path: Path) -> SearchEngine:
             "caption": [f"number {number} <u>" for number in range(8)],
         },
     )
-    build_index(gallery, tmp_path / "index", plan_index(8, SPACE))
+    build_index(Collection.open([gallery.path]), tmp_path / "index", plan_index(8, SPACE))
     return SearchEngine.open(tmp_path / "index")
 
 
@@ -73,9 +79,45 @@ def test_queries_without_a_record_of_what_was_seen(engine: SearchEngine, tmp_pat
 
 def test_a_gallery_without_pictures_is_refused(tmp_path: Path) -> None:
     gallery = write(tmp_path / "bare", np.eye(8), {"image_id": np.arange(8)})
-    build_index(gallery, tmp_path / "index", plan_index(8, SPACE))
+    build_index(Collection.open([gallery.path]), tmp_path / "index", plan_index(8, SPACE))
     engine = SearchEngine.open(tmp_path / "index")
     queries = load_queries(tmp_path / "bare")
     results = write_results(tmp_path / "results", engine, queries, 2)
     with pytest.raises(ResultsError, match="has no column image_path"):
         write_results_gallery(results, engine, queries, title="Test")
+
+
+def test_pictures_are_those_of_the_folder_of_the_row(tmp_path: Path) -> None:
+    folders = []
+    for place, color in enumerate(((255, 0, 0), (0, 0, 255))):
+        name = "red" if place == 0 else "blue"
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("RGB", (16, 16), color).save(tmp_path / name / f"{number}.png")
+        folder = write(
+            tmp_path / name / "gallery",
+            np.eye(8)[4 * place : 4 * place + 4],
+            {
+                "image_id": np.arange(4 * place, 4 * place + 4),
+                "image_path": [f"../{number}.png" for number in range(4)],
+            },
+        )
+        folders.append(folder)
+    build_index(Collection(folders), tmp_path / "index", plan_index(8, SPACE))
+    engine = SearchEngine.open(tmp_path / "index")
+    assert [
+        _picture(engine.embeddings, {"row": r, "image_path": "../3.png"}) for r in (0, 3, 4, 7)
+    ] == [Path(folders[place].path) / "../3.png" for place in (0, 0, 1, 1)]
+    assert _picture(engine.embeddings, {"row": 0, "image_path": None}) is None
+    write(tmp_path / "asked", np.eye(8)[[1, 6]], {"image_id": [1, 6]})
+    queries = load_queries(tmp_path / "asked")
+    results = write_results(tmp_path / "results", engine, queries, 1)
+    text = write_results_gallery(results, engine, queries, title="Test").read_text()
+    assert text.count("data:image/") == 2  # each found first, and shown once
+
+
+def test_images_that_were_taken_down_are_not_held(engine: SearchEngine) -> None:
+    asked = np.array([12, 17, 99])
+    assert _images_held(engine, asked) == {12, 17}
+    engine.deleted = np.array([2, 3])
+    assert _images_held(engine, asked) == {17}

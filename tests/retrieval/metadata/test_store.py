@@ -8,8 +8,7 @@ import pytest
 
 from index_builder import metadata as metadata_module
 from index_builder.embeddings.reader import EmbeddingFolder
-from index_builder.manifest import read_index_manifest
-from index_builder.planning import IndexPlan
+from index_builder.manifest import read_index_manifest, shards_of
 from retrieval.errors import SearchError
 from retrieval.metadata import store as store_module
 from retrieval.metadata.store import MetadataStore
@@ -31,7 +30,7 @@ def store(
     monkeypatch.setattr(metadata_module, "_READ_ROWS", 64)
     monkeypatch.setattr(store_module, "BATCH_ROWS", 16)
     index = build(gallery, n_shards=3)
-    return MetadataStore.open(index, IndexPlan.from_dict(read_index_manifest(index)["plan"]))
+    return MetadataStore.open(shards_of(index, read_index_manifest(index)))
 
 
 def test_random_rows_equal_the_folders_own(

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from index_builder.build import build_index
+from index_builder.deletion import delete_rows
+from index_builder.embeddings.collection import Collection
 from index_builder.embeddings.errors import ArtefactError, SpaceMismatchError
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.errors import SourceError
+from index_builder.planning import plan_index
 from retrieval.errors import QueryError, SearchError
 from retrieval.search.engine import SearchEngine
 from retrieval.search.queries import load_queries
@@ -33,17 +37,23 @@ def brute_force(rows: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarr
 
 
 DESIGNS: dict[str, dict[str, Any]] = {
-    "flat from disk": {"code": "flat", "memory_bytes": 1},
-    "flat in memory": {"code": "flat"},
+    "flat from disk": {"code": "flat", "tier": "disk"},
+    "flat in memory": {"code": "flat", "tier": "memory"},
     "lists": {"code": "ivf-rabitq"},
     "lists in shards": {"code": "ivf-rabitq", "n_shards": 3},
+    "lists from disk": {"code": "ivf-rabitq", "tier": "disk", "n_shards": 2},
+    "lists of two bits": {"code": "ivf-rabitq", "bits": 2, "n_shards": 2},
+    "lists and a copy": {"code": "ivf-rabitq", "tier": "disk", "rerank": "fp16", "n_shards": 2},
+    "graph": {"code": "hnsw-sq8", "n_shards": 2},
+    "graph and a copy": {"code": "hnsw-sq8", "rerank": "fp16"},
 }
 
 
 def full_effort(engine: SearchEngine) -> dict[str, int]:
-    if not engine.plan.n_lists:
+    if engine.plan.code == "flat":
         return {}
-    return {"n_probe": engine.plan.n_lists, "n_candidates": engine.n_rows}
+    n_lists = engine.plan.n_lists
+    return {"breadth": n_lists or engine.plan.rows_per_shard, "n_candidates": engine.n_rows}
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -68,13 +78,33 @@ def test_the_design_that_was_planned_is_opened(
     names = {
         "flat from disk": "flat, from disk",
         "flat in memory": "flat, in memory",
-        "lists": "ivf-rabitq, 4 lists",
-        "lists in shards": "ivf-rabitq, 4 lists",
+        "lists": "ivf-rabitq, 4 lists, 1 bit, in memory",
+        "lists in shards": "ivf-rabitq, 4 lists, 1 bit, in memory",
+        "lists from disk": "ivf-rabitq, 4 lists, 1 bit, from disk",
+        "lists of two bits": "ivf-rabitq, 4 lists, 2 bit, in memory",
+        "lists and a copy": "ivf-rabitq, 4 lists, 1 bit, from disk, fp16 copy",
+        "graph": "hnsw-sq8",
+        "graph and a copy": "hnsw-sq8, fp16 copy",
     }
     for design, options in DESIGNS.items():
         engine = SearchEngine.open(build(embeddings, name=design, **options))
         assert engine.plan.design == names[design]
         assert engine.ram_bytes == engine.plan.ram_bytes
+
+
+@pytest.mark.parametrize("rerank", ["sq8", "rabitq4"])
+@pytest.mark.parametrize("code", ["ivf-rabitq", "hnsw-sq8"])
+def test_a_lossy_copy_ranks_nearly_as_the_rows(
+    draw_rows: Draw, write_gallery_rows: Write, build: Build, code: str, rerank: str
+) -> None:
+    rows = draw_rows(600)
+    engine = SearchEngine.open(build(write_gallery_rows(rows), code, rerank=rerank, n_shards=2))
+    queries = draw_rows(30)
+    result = engine.search(queries, 10, **full_effort(engine))
+    expected, scores = brute_force(rows, queries, 10)
+    alike = [np.isin(*pair).mean() for pair in zip(expected, result.rows, strict=True)]
+    assert np.mean(alike) > {"sq8": 0.95, "rabitq4": 0.8}[rerank]
+    np.testing.assert_allclose(result.scores, scores, atol={"sq8": 0.01, "rabitq4": 0.05}[rerank])
 
 
 def test_the_default_effort_reaches_what_the_certificate_says(
@@ -110,7 +140,7 @@ def test_shards_do_not_change_the_result(
     one = SearchEngine.open(build(embeddings, name="one"))
     four = SearchEngine.open(build(embeddings, name="four", n_shards=4))
     queries = draw_rows(30)
-    effort = {"n_probe": 3, "n_candidates": 60}
+    effort = {"breadth": 3, "n_candidates": 60}
     found, expected = four.search(queries, 10, **effort), one.search(queries, 10, **effort)
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_array_equal(found.scores, expected.scores)
@@ -149,12 +179,85 @@ def test_tombstones_are_never_found(
     (tmp_path / "foreign" / "img_emb").mkdir(parents=True)
     np.save(tmp_path / "foreign" / "img_emb" / "img_emb_0.npy", rows)
     space = EmbeddingSpace("ViT-L-14/openai", "final", 1, rows.shape[1], True)
-    embeddings = EmbeddingFolder.open(tmp_path / "foreign", space=space)
+    embeddings = Collection.open([tmp_path / "foreign"], space=space)
     engine = SearchEngine.open(build(embeddings, bad_rows="tombstone", **DESIGNS[design]))
     result = engine.search(draw_rows(4), 300)
     assert not np.isin(dead, result.rows).any()
     assert ((result.rows >= 0).sum(axis=1) == 297).all()
     assert engine.columns == ()
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_deleted_rows_are_never_found_and_others_take_their_places(
+    draw_rows: Draw, write_gallery_rows: Write, build: Build, design: str
+) -> None:
+    rows = draw_rows(300)
+    index = build(write_gallery_rows(rows), **DESIGNS[design])
+    queries = draw_rows(12)
+    # The nearest of each query, and much else.
+    deleted = np.union1d(brute_force(rows, queries, 8)[0].ravel(), np.arange(0, 300, 3))
+    alive = np.setdiff1d(np.arange(300), deleted)
+    delete_rows(index, deleted)
+    engine = SearchEngine.open(index)
+    np.testing.assert_array_equal(engine.deleted, deleted)
+    expected = alive[brute_force(rows[alive], queries, 10)[0]]
+    full = engine.search(queries, 10, **full_effort(engine))
+    np.testing.assert_array_equal(full.rows, expected)
+    # With the least effort there are k hits all the same.
+    least = {} if design.startswith("flat") else {"breadth": 1, "n_candidates": 10}
+    for k, effort in ((10, least), (10, {}), (300, {})):
+        result = engine.search(queries, k, **effort)
+        assert not np.isin(result.rows, deleted).any()
+        assert ((result.rows >= 0).sum(axis=1) == min(k, len(alive))).all()
+        found = np.sort(result.rows[:, : min(k, len(alive))], axis=1)
+        assert (np.diff(found, axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_an_index_of_which_all_was_deleted(
+    draw_rows: Draw, write_gallery_rows: Write, build: Build, design: str
+) -> None:
+    index = build(write_gallery_rows(draw_rows(60)), **DESIGNS[design])
+    delete_rows(index, np.arange(60))
+    result = SearchEngine.open(index).search(draw_rows(3), 5)
+    assert (result.rows == -1).all() and np.isnan(result.scores).all()
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_rows_of_all_folders_are_found(
+    draw_rows: Draw, write_gallery_rows: Write, tmp_path: Path, design: str
+) -> None:
+    rows = draw_rows(400)
+    folders = [
+        write_gallery_rows(rows[:250], "first"),
+        write_gallery_rows(rows[250:], "second"),
+    ]
+    embeddings = Collection(folders)
+    options = dict(DESIGNS[design])
+    rows_per_shard = -(-400 // options.pop("n_shards", 1))
+    plan = plan_index(400, embeddings.space, rows_per_shard=rows_per_shard, **options)
+    build_index(embeddings, tmp_path / "index", plan, n_queries=20)
+    engine = SearchEngine.open(tmp_path / "index")
+    assert engine.n_rows == 400 and len(engine.embeddings.folders) == 2
+    queries = draw_rows(10)
+    result = engine.search(queries, 12, **full_effort(engine))
+    np.testing.assert_array_equal(result.rows, brute_force(rows, queries, 12)[0])
+    captions = engine.metadata(np.array([249, 250, 399, 0]), ["caption"])["caption"].to_pylist()
+    assert captions == ["caption 249", "caption 0", "caption 149", "caption 0"]
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_threads_may_share_an_engine(
+    draw_rows: Draw, write_gallery_rows: Write, build: Build, design: str
+) -> None:
+    engine = SearchEngine.open(build(write_gallery_rows(draw_rows(400)), **DESIGNS[design]))
+    batches = [draw_rows(7) for _ in range(8)]
+    alone = [engine.search(batch, 6) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda batch: engine.search(batch, 6), batches))
+    for found, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_array_equal(found.scores, expected.scores)
 
 
 def test_hidden_tokens_are_searched_as_one_vector(
@@ -172,7 +275,7 @@ def test_effort_travels_with_the_call(
 ) -> None:
     engine = SearchEngine.open(build(write_gallery_rows(draw_rows(1500)), n_shards=2))
     queries = draw_rows(40)
-    efforts = [{"n_probe": p, "n_candidates": c} for p in (1, 4, 16) for c in (10, 50)]
+    efforts = [{"breadth": p, "n_candidates": c} for p in (1, 4, 16) for c in (10, 50)]
     alone = [engine.search(queries, 10, **effort).rows for effort in efforts]
     with ThreadPoolExecutor(4) as pool:
         together = list(
@@ -201,14 +304,14 @@ def test_out_of_range_parameters_are_refused(
         engine.search(queries, 0)
     for n_probe in (0, 3):
         with pytest.raises(SearchError, match=rf"n_probe is {n_probe}, expected 1 to 2"):
-            engine.search(queries, 5, n_probe=n_probe)
+            engine.search(queries, 5, breadth=n_probe)
     with pytest.raises(SearchError, match="n_candidates is 4, expected at least k, which is 5"):
         engine.search(queries, 5, n_candidates=4)
     with pytest.raises(SearchError, match="batch_queries is 0"):
         engine.search(queries, 5, batch_queries=0)
     flat = SearchEngine.open(build(embeddings, "flat", name="flat"))
     with pytest.raises(SearchError, match="is a flat index, which compares every row"):
-        flat.search(queries, 5, n_probe=1)
+        flat.search(queries, 5, breadth=1)
 
 
 def test_bad_queries_are_refused(draw_rows: Draw, write_gallery_rows: Write, build: Build) -> None:
@@ -240,10 +343,12 @@ def test_queries_of_another_space_are_refused(
         next(engine.search_set(load_queries(other.path), 3))
 
 
+@pytest.mark.parametrize("design", ["flat in memory", "lists and a copy", "graph and a copy"])
 def test_one_flipped_byte_in_any_file_is_refused(
-    draw_rows: Draw, write_gallery_rows: Write, build: Build
+    draw_rows: Draw, write_gallery_rows: Write, build: Build, design: str
 ) -> None:
-    index = build(write_gallery_rows(draw_rows(100)), n_shards=2)
+    index = build(write_gallery_rows(draw_rows(100)), **DESIGNS[design])
+    delete_rows(index, np.array([5, 77]))
     for path in sorted(path for path in index.rglob("*") if path.is_file()):
         sound = path.read_bytes()
         content = bytearray(sound)
@@ -271,7 +376,7 @@ def test_moved_embeddings_are_asked_for(
     (tmp_path / "embeddings").rename(tmp_path / "elsewhere")
     with pytest.raises(SourceError, match="If they moved, pass --embeddings"):
         SearchEngine.open(index)
-    SearchEngine.open(index, embeddings=tmp_path / "elsewhere")
+    SearchEngine.open(index, embeddings=[tmp_path / "elsewhere"])
 
 
 def test_metadata_of_hits(draw_rows: Draw, write_gallery_rows: Write, build: Build) -> None:

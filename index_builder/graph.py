@@ -1,0 +1,226 @@
+"""One graph a shard over 8-bit codes: the index where memory is ample and latency counts.
+
+Each row that is alive is a node. Nodes hold the codes of `scalar_codes`, one range for all shards,
+so that distances of all shards are on one scale. `code_graph` has the arrays; beside them
+
+    shards/.../rows.npy      (n,) uint32, row within the shard of each node, rising
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import code_graph
+from .code_graph import CodeGraph, GraphLinker
+from .cosine import unit_rows
+from .costs import graph_ram_bytes
+from .embeddings.artefact import atomic_write
+from .embeddings.progress import track
+from .errors import IndexDamagedError, PlanError
+from .factory import set_threads
+from .quantizer import QUANTIZER_FOLDER, Quantizer, load_quantizer
+from .scalar_codes import encode_eight_bits
+from .threads import Pool
+
+if TYPE_CHECKING:
+    from .planning import IndexPlan
+    from .shards import Shard
+
+ROWS_FILE = "rows.npy"
+FILES = (*code_graph.FILES, ROWS_FILE)
+_BREADTHS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+# Codes compared a search and node in view: 8 to 18 at 100,000 x 768 and breadths from 64 on.
+_COMPARISONS_PER_BREADTH = 16
+
+
+class GraphWriter:
+    """Links the rows of one shard; the same bytes however they are handed over.
+
+    Memory: that of a `GraphLinker`, and the shard's row numbers.
+
+    Parameters
+    ----------
+    folder : Path
+    plan : IndexPlan
+    quantizer : Quantizer
+    n_rows : int
+        Of the shard; not all need to come.
+
+    Raises
+    ------
+    PlanError
+        If rows are wider than `code_graph.MOST_WIDTH` numbers.
+    """
+
+    def __init__(self, folder: Path, plan: IndexPlan, quantizer: Quantizer, n_rows: int) -> None:
+        width = plan.space.width
+        if width > code_graph.MOST_WIDTH:
+            raise PlanError(
+                f"rows of {width} numbers are too wide for hnsw-sq8, which takes "
+                f"{code_graph.MOST_WIDTH}: its distances are 32-bit integers. Plan --code "
+                f"ivf-rabitq."
+            )
+        self._folder, self._quantizer = folder, quantizer
+        self._linker = GraphLinker(width, n_rows)
+        self._rows = np.empty(n_rows, np.uint32)
+        self._n = 0
+
+    def add(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Append rows of the shard.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (m,), uint32
+            Within the shard, rising from call to call.
+        vectors : ndarray of shape (m, width) or (m, tokens, dim), any norm
+        """
+        self.add_codes(rows, _encode(self._quantizer, unit_rows(vectors)))
+
+    def add_codes(self, rows: np.ndarray, codes: np.ndarray) -> None:
+        """Append rows (m,), as `add` does, that were encoded before: (m, width), uint8."""
+        self._rows[self._n : self._n + len(rows)] = rows
+        self._n += len(rows)
+        self._linker.add(codes)
+
+    def finish(self) -> list[str]:
+        """Write the files, and return their names."""
+        self._linker.finish().save(self._folder)
+        path = self._folder / ROWS_FILE
+        with atomic_write(path) as temporary, open(temporary, "wb") as handle:
+            np.save(handle, self._rows[: self._n], allow_pickle=False)
+        return list(FILES)
+
+
+@dataclass(frozen=True)
+class _OpenGraph:
+    """The graph of one shard."""
+
+    graph: CodeGraph
+    rows: np.ndarray
+    row_start: int
+
+    def nearest(self, queries: np.ndarray, k: int, breadth: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return squared distances and global rows, (n_queries, k); -1 where fewer are found."""
+        distances, nodes = self.graph.nearest(queries, min(k, len(self.rows)), breadth)
+        rows = self.rows[nodes].astype(np.int64) + self.row_start
+        rows[nodes < 0] = -1
+        return distances, rows
+
+
+class Graph:
+    """The opened graphs of all shards, a `Nominator`; made by `open`.
+
+    Attributes
+    ----------
+    n_codes : int
+        Rows that are alive.
+    ram_bytes : int
+        What the opened graphs keep in memory.
+    most_breadth : int
+        With this breadth all codes are compared.
+    """
+
+    breadth_name = "ef_search"
+
+    def __init__(self, quantizer: Quantizer, graphs: Sequence[_OpenGraph]) -> None:
+        self._quantizer, self._graphs = quantizer, list(graphs)
+        self.n_codes = sum(len(graph.rows) for graph in graphs)
+        self.most_breadth = max((len(graph.rows) for graph in graphs), default=1)
+        self._width = len(quantizer.mean)
+        self.ram_bytes = graph_ram_bytes(self.n_codes, self._width)
+        n_cores = os.cpu_count() or 1
+        n_threads = max(1, min(n_cores, len(self._graphs)))
+        # OpenMP's thread count belongs to the calling thread: the pool's threads share the cores.
+        self._pool = Pool(n_threads, set_threads, n_cores // n_threads)
+
+    @classmethod
+    def open(cls, root: Path, shards: Sequence[Shard]) -> Graph:
+        """Read the graphs of all shards; their checksums are the caller's business.
+
+        Raises
+        ------
+        IndexDamagedError
+            If arrays contradict each other, or a link leads where no node is.
+        FaissVersionError
+            If the installed FAISS lays out links otherwise.
+        """
+        quantizer = load_quantizer(root / QUANTIZER_FOLDER)
+        graphs = []
+        for shard in track(shards, label="open", total=len(shards), unit="shard"):
+            graph = CodeGraph.load(shard.folder, len(quantizer.mean))
+            rows = np.load(shard.folder / ROWS_FILE, allow_pickle=False)
+            if (rows.shape, rows.dtype.str) != ((len(graph),), "<u4"):
+                raise IndexDamagedError(
+                    f"{shard.folder / ROWS_FILE} holds {rows.dtype} {rows.shape}, expected uint32 "
+                    f"({len(graph)},), a row for each node. Restore the shard or build it again."
+                )
+            if len(rows):
+                graphs.append(_OpenGraph(graph, rows, shard.row_start))
+        return cls(quantizer, graphs)
+
+    def breadths(self) -> list[int]:
+        """Return breadths worth trying, rising."""
+        return [breadth for breadth in _BREADTHS if breadth < self.most_breadth] or [
+            self.most_breadth
+        ]
+
+    def read_bytes(self, breadth: int) -> int:
+        """Return about how many bytes of codes a query is compared with."""
+        compared = sum(
+            min(len(graph.rows), _COMPARISONS_PER_BREADTH * breadth) for graph in self._graphs
+        )
+        return compared * self._width
+
+    def candidates(
+        self, unit: np.ndarray, breadth: int, n_candidates: int, *, n_least: int
+    ) -> np.ndarray:
+        """Return rows that may be near each query, the most promising first.
+
+        Parameters
+        ----------
+        unit : ndarray of shape (n_queries, width), float32, unit rows
+        breadth : int
+            Nodes in view while a graph is walked; ``n_candidates`` where that is more.
+        n_candidates : int
+        n_least : int
+            A query for which fewer are found is searched with twice the breadth, until they are
+            or all codes have been compared.
+
+        Returns
+        -------
+        rows : ndarray of shape (n_queries, n_candidates), int64
+            By distance of codes, ties by smaller row; -1 where fewer are found.
+        """
+        n_least = min(n_least, n_candidates, self.n_codes)
+        queries = _encode(self._quantizer, unit)
+        rows = np.full((len(unit), n_candidates), -1, np.int64)
+        unfilled = np.arange(len(unit))
+        while len(unfilled):
+            rows[unfilled] = self._search(queries[unfilled], n_candidates, breadth)
+            unfilled = unfilled[(rows[unfilled] >= 0).sum(axis=1) < n_least]
+            breadth = 2 * max(breadth, n_candidates)
+        return rows
+
+    def _search(self, queries: np.ndarray, n_candidates: int, breadth: int) -> np.ndarray:
+        def search_one(graph: _OpenGraph) -> tuple[np.ndarray, np.ndarray]:
+            return graph.nearest(queries, n_candidates, breadth)
+
+        run = self._pool.threads.map if len(self._graphs) > 1 else map
+        found = list(run(search_one, self._graphs))
+        best = np.full((len(queries), n_candidates), -1, np.int64)
+        if found:
+            distances = np.concatenate([distance for distance, _ in found], axis=1)
+            rows = np.concatenate([shard_rows for _, shard_rows in found], axis=1)
+            order = np.lexsort((rows, distances), axis=1)[:, :n_candidates]
+            best[:, : order.shape[1]] = np.take_along_axis(rows, order, axis=1)
+        return best
+
+
+def _encode(quantizer: Quantizer, unit: np.ndarray) -> np.ndarray:
+    return encode_eight_bits(quantizer.transform(unit), quantizer.low, quantizer.high)
