@@ -9,9 +9,10 @@ as many candidates as voxseek ranks; "autofaiss, widest" probes 1,024 lists, the
 Each build and each round of searches is a process of its own; contenders take turns, medians are
 reported. Pieces stay in WORK, so that an interrupted run goes on. The peer pins numpy below 2, and
 trains OPQ with an older FAISS only; it runs in an environment of its own:
-``pip install autofaiss==2.18.0 'pyarrow<22' 'faiss-cpu==1.12.0'``.
+``pip install autofaiss==2.18.0 'pyarrow<22' 'faiss-cpu==1.12.0'``. Without it voxseek runs alone.
 
 Example: python bench/bench_index.py WORK --peer-python peer/bin/python --rows 1000000
+         python bench/bench_index.py WORK --rows 10000000 --part-rows 200000 --memory 4GiB
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ WIDEST_PROBES = 1024
 
 def prepare(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Write gallery, queries and ground truth where they aren't yet; describe the data."""
+    import pyarrow as pa
     from galleries import DIM, Gallery, write_gallery
 
     from index_builder.cosine import unit_rows
@@ -58,7 +60,8 @@ def prepare(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         with EmbeddingWriter(
             work / "calibration", space, command="bench_index", details={}
         ) as writer:
-            writer.write(gallery.draw_queries("shrunk", options.queries, seed=1))
+            rows = gallery.draw_queries("shrunk", options.queries, seed=1)
+            writer.write(rows, pa.table({"query": np.arange(len(rows))}))
             writer.finish()
     if not (work / f"truth_{QUERY_KINDS[-1]}.npy").exists():
         print("ground truth", file=sys.stderr)
@@ -224,8 +227,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     work.mkdir(parents=True, exist_ok=True)
     data = keep(work / "data.json", lambda: prepare(work, options))
     builds: dict[str, list[dict[str, Any]]] = {}
-    peer = keep(work / "build_autofaiss.json", lambda: build("autofaiss", work, options))
-    builds["autofaiss"] = [peer]
+    contenders = CONTENDERS if options.peer_python else CONTENDERS[:1]
+    if options.peer_python:
+        peer = keep(work / "build_autofaiss.json", lambda: build("autofaiss", work, options))
+        builds["autofaiss"] = [peer]
     builds["voxseek"] = [
         keep(work / f"build_voxseek_{i}.json", lambda: build("voxseek", work, options))
         for i in range(options.builds)
@@ -243,9 +248,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(finished.stdout.strip().splitlines()[-1])
         return answer
 
-    rounds: dict[str, list[dict[str, Any]]] = {who: [] for who in CONTENDERS}
+    rounds: dict[str, list[dict[str, Any]]] = {who: [] for who in contenders}
     for number in range(options.rounds):
-        for who in CONTENDERS:
+        for who in contenders:
             path = work / f"search_{number}_{who.replace(', ', '_')}.json"
             rounds[who].append(keep(path, lambda who=who: search_apart(who)))
     medians = {
@@ -256,15 +261,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             }
             for kind in QUERY_KINDS
         }
-        for who in CONTENDERS
+        for who in contenders
     }
-    versions = subprocess.run(
-        [options.peer_python, __file__, "--child", "versions"], stdout=subprocess.PIPE, check=True
-    )
     return {
         "protocol": PROTOCOL,
         "machine": describe_machine(),
-        "peer": json.loads(versions.stdout),
+        "peer": peer_versions(options.peer_python),
         "data": data,
         "bytes_per_vector_allowed": options.bytes_per_vector,
         "memory": options.memory,
@@ -272,6 +274,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "medians": medians,
         "rounds": rounds,
     }
+
+
+def peer_versions(python: str | None) -> dict[str, str] | None:
+    """Return the versions of the peer's environment."""
+    if python is None:
+        return None
+    finished = subprocess.run(
+        [python, __file__, "--child", "versions"], stdout=subprocess.PIPE, check=True
+    )
+    versions: dict[str, str] = json.loads(finished.stdout)
+    return versions
 
 
 def print_table(record: dict[str, Any]) -> None:
@@ -290,7 +303,7 @@ def print_table(record: dict[str, Any]) -> None:
             f"{build['cpu_seconds']:8.1f} s of processor, peak "
             f"{build['peak_rss_bytes'] / 2**20:6.0f} MiB   {record['builds'][who][-1]['design']}"
         )
-    for field in ("seconds", "cpu_seconds"):
+    for field in ("seconds", "cpu_seconds") if "autofaiss" in medians else ():
         ratio = medians["autofaiss"][field] / medians["voxseek"][field]
         print(f"autofaiss / voxseek, {field}: {ratio:.1f}")
     print(f"recall@10 {' / '.join(QUERY_KINDS)}; ms a query, batch and single ({QUERY_KINDS[1]})")
@@ -320,7 +333,7 @@ def main() -> None:
     """Parse, run, print, record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder of the pieces; tens of gigabytes may come")
-    parser.add_argument("--peer-python", required=True, help="interpreter that has autofaiss")
+    parser.add_argument("--peer-python", help="interpreter that has autofaiss")
     parser.add_argument("--family", default="cone", choices=["cone", "copies"])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--part-rows", type=int, default=100_000)
