@@ -24,7 +24,9 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +227,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     work = options.work
     work.mkdir(parents=True, exist_ok=True)
-    data = keep(work / "data.json", lambda: prepare(work, options))
+    # Not in this process: the peak memory of a child counts what its parent had when it was forked.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+        data = keep(work / "data.json", lambda: apart.submit(prepare, work, options).result())
     builds: dict[str, list[dict[str, Any]]] = {}
     contenders = CONTENDERS if options.peer_python else CONTENDERS[:1]
     if options.peer_python:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .planning import DesignCost, IndexPlan, compare_designs
+from .recall import TARGET_K
 from .sizes import format_size
 
 # Each shard is searched by itself: more of them cost a search more reads, or more threads.
@@ -86,7 +87,7 @@ def describe_index(manifest: dict[str, Any], *, has_efforts: bool = False) -> It
     ----------
     manifest : dict
     has_efforts : bool
-        With a line for every effort that was measured.
+        With a line for every effort that finds more than all cheaper ones; the manifest has all.
     """
     plan = IndexPlan.from_dict(manifest["plan"])
     certificate = manifest["certificate"]
@@ -102,7 +103,7 @@ def describe_index(manifest: dict[str, Any], *, has_efforts: bool = False) -> It
         yield f"{n_deleted} rows were taken down and are never found"
     yield certificate["statement"]
     if has_efforts:
-        for effort in certificate["efforts"]:
+        for effort in _worthwhile(certificate["efforts"]):
             yield f"  {_describe_effort(effort)}"
         if certificate["unmeasured"]:
             breadths = ", ".join(map(str, certificate["unmeasured"]))
@@ -110,6 +111,19 @@ def describe_index(manifest: dict[str, Any], *, has_efforts: bool = False) -> It
     yield f"fingerprint {manifest['fingerprint'][:16]}"
     if plan.code != "flat" and n_shards > _MOST_SHARDS[plan.tier]:
         yield f"next: voxseek index merge, for each of {n_shards} shards is searched by itself"
+
+
+def _worthwhile(efforts: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield, of efforts from cheap to dear, those whose recall at 10 is above all before."""
+    best = -1.0
+    for effort in efforts:
+        found = min(
+            recall[max((k for k in recall if int(k) <= TARGET_K), key=int)]
+            for recall in effort["recall"].values()
+        )
+        if found > best:
+            best = found
+            yield effort
 
 
 def _describe_effort(effort: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ FORMAT_VERSION = 2
 _ARRAYS = ("mean", "signs", "centroids")
 # Of k-means: on every so many-th point, so often. Early turns move centroids far, and a part of the
 # points shows where to; ten turns on all points (FAISS's Level1Quantizer) take four times as long
-# for directions whose cosines are 0.3 % higher (bench/README.md).
+# for directions whose cosines are 0.3 % higher (docs/index.md).
 _TURNS = ((8, 4), (4, 3), (2, 2), (1, 2))
 _FEWEST_POINTS_PER_CENTROID = 4  # of an early turn
 _SCORE_BYTES = 16 << 20  # of points against centroids

@@ -67,17 +67,17 @@ def test_an_index_tells_its_efforts_on_request() -> None:
         "standard_error": {"queries": 0.004},
         "nearest_in_100": {"queries": 0.99},
     }
-    efforts = [{"n_probe": 4, **measured}, {"ef_search": 64, **measured}]
+    better = {**measured, "recall": {"queries": {"1": 1.0, "10": 0.98}}}
+    efforts = [{"n_probe": 4, **measured}, {"n_probe": 2, **measured}, {"ef_search": 64, **better}]
     manifest = manifest_of(plan, efforts=efforts, unmeasured=[8, 16])
     brief = list(describe_index(manifest))
     assert "Recall@10 reaches the target." in brief
     assert brief[1:3] == ["  2360 from ../targets", "  100 from ../more"]
     assert brief[-1] == "fingerprint 0123456789abcdef"
     full = [line for line in describe_index(manifest, has_efforts=True) if line not in brief]
-    recall = "50 candidates: queries @1 1.000, @10 0.970 (± 0.004), nearest in 100 0.990"
     assert full == [
-        f"  4 lists, {recall}",
-        f"  64 in view, {recall}",
+        "  4 lists, 50 candidates: queries @1 1.000, @10 0.970 (± 0.004), nearest in 100 0.990",
+        "  64 in view, 50 candidates: queries @1 1.000, @10 0.980 (± 0.004), nearest in 100 0.990",
         "  not measured, for less suffices: 8, 16",
     ]
 
