@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ exec {python} -m distributed.cli.dask_$kind --host 127.0.0.1 "$@"
 VOXSEEK = """#!{python}
 import sys
 from pathlib import Path
+from distributed import Client
 from index_builder.execution import make_executor
 from tests.index_builder.execution import toy
 
@@ -37,13 +40,18 @@ if __name__ == "__main__":
     assert sys.argv[1:5] == ["index", "build", "a", "b"] and sys.argv[-2:] == ["--recall", "0.9"]
     folder = Path(sys.argv[5])
     scheduler = sys.argv[sys.argv.index("--scheduler") + 1]
+    # A worker that is told to end while it is starting takes a minute or more.
+    with Client(scheduler_file=scheduler) as client:
+        client.wait_for_workers(2)
     with make_executor("dask", scheduler=scheduler) as executor:
         executor.run(getattr(toy, folder.name), toy.toy_tasks(folder, 3), label="toy")
 """
 
 
-def submit(folder: Path, index: Path) -> subprocess.Popen[str]:
-    programs = folder / "bin"
+@pytest.fixture
+def submit(tmp_path: Path) -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    """Start the batch file for an index; whatever it left running ends with the test."""
+    programs = tmp_path / "bin"
     programs.mkdir()
     for name, text in {
         "srun": SRUN,
@@ -53,26 +61,37 @@ def submit(folder: Path, index: Path) -> subprocess.Popen[str]:
     }.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    return subprocess.Popen(
-        ["bash", str(SLURM / "build_index.sbatch")],
-        cwd=folder,
-        env={
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT),
-            "EMBEDDINGS": "a b",
-            "INDEX": str(index),
-            "OPTIONS": "--recall 0.9",
-            "SLURM_JOB_ID": "17",
-            "SLURM_NTASKS": "3",
-            "SLURM_CPUS_PER_TASK": "1",
-            "SLURM_SUBMIT_DIR": str(folder),
-            "TMPDIR": str(folder),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
+    jobs = []
+
+    def start(index: Path) -> subprocess.Popen[str]:
+        job = subprocess.Popen(
+            ["bash", str(SLURM / "build_index.sbatch")],
+            cwd=tmp_path,
+            env={
+                "PATH": f"{programs}:{os.environ['PATH']}",
+                "PYTHONPATH": str(ROOT),
+                "EMBEDDINGS": "a b",
+                "INDEX": str(index),
+                "OPTIONS": "--recall 0.9",
+                "SLURM_JOB_ID": "17",
+                "SLURM_NTASKS": "3",
+                "SLURM_CPUS_PER_TASK": "1",
+                "SLURM_SUBMIT_DIR": str(tmp_path),
+                "TMPDIR": str(tmp_path),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        jobs.append(job)
+        return job
+
+    yield start
+    for job in jobs:
+        with suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.communicate()
 
 
 def processes_of(session: int) -> list[str]:
@@ -89,7 +108,7 @@ def processes_of(session: int) -> list[str]:
 
 
 def wait_for_the_end(session: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while processes_of(session):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -97,11 +116,13 @@ def wait_for_the_end(session: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_batch_file_builds_and_ends_its_cluster(tmp_path: Path) -> None:
+def test_the_batch_file_builds_and_ends_its_cluster(
+    submit: Callable[[Path], subprocess.Popen[str]], tmp_path: Path
+) -> None:
     index = tmp_path / "write_file"
     index.mkdir()
-    job = submit(tmp_path, index)
-    assert job.communicate(timeout=60)[0] == ""
+    job = submit(index)
+    assert job.communicate(timeout=150)[0] == ""
     assert job.returncode == 0
     assert set(contents(index)) == {"0.npy", "1.npy", "2.npy"}
     wait_for_the_end(job.pid)
@@ -110,10 +131,12 @@ def test_the_batch_file_builds_and_ends_its_cluster(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_batch_file_is_queued_again_before_its_time_is_up(tmp_path: Path) -> None:
+def test_the_batch_file_is_queued_again_before_its_time_is_up(
+    submit: Callable[[Path], subprocess.Popen[str]], tmp_path: Path
+) -> None:
     index = tmp_path / "wait_for_ever"
     index.mkdir()
-    job = submit(tmp_path, index)
+    job = submit(index)
     while sum(map(n_runs, toy_tasks(index, 3))) < 2:
         assert job.poll() is None
         time.sleep(0.1)
@@ -123,8 +146,7 @@ def test_the_batch_file_is_queued_again_before_its_time_is_up(tmp_path: Path) ->
     assert job.stdout.readline() == "scontrol requeue 17\n"
     assert job.poll() is None  # it uses the time that is left
     job.terminate()  # as SLURM does
-    assert job.wait(30) == 143
-    job.stdout.close()
+    assert job.wait(60) == 143
     wait_for_the_end(job.pid)
     assert not list(tmp_path.glob(".dask-*"))
 
