@@ -71,6 +71,7 @@ def add_embeddings(
     *,
     space: EmbeddingSpace | None = None,
     queries: EmbeddingRows | None = None,
+    moved: Sequence[str | os.PathLike[str]] | None = None,
     executor: Executor | None = None,
 ) -> dict[str, Any]:
     """Append embeddings to an index as new shards.
@@ -89,6 +90,8 @@ def add_embeddings(
         Of the folders that don't say it; None: that of the index.
     queries : EmbeddingRows or None
         Embeddings predicted from brains; None: the certificate holds for held-out rows alone.
+    moved : sequence of path or URL, or None
+        Where the embeddings that the index holds are now, in its order, if they moved.
     executor : Executor or None
         Builds the shards and searches the truth; None: this process.
 
@@ -119,7 +122,8 @@ def add_embeddings(
     plan = IndexPlan.from_dict(manifest["plan"])
     if queries is not None:
         plan.space.require_comparable(queries.space, mine=str(root), theirs=queries.path)
-    sources = _open_all(root, manifest, embeddings, space or plan.space)
+    held = open_sources(root, manifest, moved)
+    sources = _open_all(root, held, embeddings, space or plan.space)
     sources = _with_types(sources, manifest["columns"])
     ranges = [
         (start, min(start + plan.rows_per_shard, sources.whole.n_rows))
@@ -164,12 +168,11 @@ def add_embeddings(
 
 def _open_all(
     root: Path,
-    manifest: dict[str, Any],
+    held: Collection,
     paths: Sequence[str | os.PathLike[str]],
     space: EmbeddingSpace,
 ) -> _Sources:
-    """Open the folders of the index and those to add, and tell what is new."""
-    held = open_sources(root, manifest)
+    """Open the folders to add, and tell what of them the index doesn't hold."""
     places = {_resolve(source.path): place for place, source in enumerate(held.folders)}
     kept, tail = held.folders, []
     for path in paths:

@@ -16,12 +16,21 @@ from .embeddings.terminal import (
 )
 from .options import executor_options, queries_option, start_executor
 
+moved_option = click.option(
+    "--embeddings",
+    "moved",
+    multiple=True,
+    type=FOLDER,
+    help="Where the embeddings of INDEX are now, if they moved; of several, each in its order.",
+)
+
 
 @click.command(short_help="Append embeddings as new shards.")
 @click.argument("folder", metavar="INDEX", type=EXISTING)
 @click.argument("embeddings", nargs=-1, required=True, type=FOLDER)
 @space_option
 @queries_option
+@moved_option
 @executor_options
 @json_option
 def add(
@@ -29,6 +38,7 @@ def add(
     embeddings: tuple[Path, ...],
     space: str | None,
     queries: Path | None,
+    moved: tuple[Path, ...],
     executor: str,
     workers: int | None,
     scheduler: str | None,
@@ -51,6 +61,7 @@ def add(
             embeddings,
             space=EmbeddingSpace.parse(space) if space else None,
             queries=open_embeddings(queries) if queries else None,
+            moved=moved or None,
             executor=started,
         )
     emit(
@@ -67,8 +78,9 @@ def add(
     type=click.IntRange(1),
     help="Most rows of a joined shard; by default as many as row numbers of 32 bits allow.",
 )
+@moved_option
 @json_option
-def merge(folder: Path, rows_per_shard: int | None, as_json: bool) -> None:
+def merge(folder: Path, rows_per_shard: int | None, moved: tuple[Path, ...], as_json: bool) -> None:
     """Join the shards of INDEX into larger ones, without the codes of deleted rows.
 
     Every search finds the same as before, with fewer and longer reads.
@@ -79,7 +91,7 @@ def merge(folder: Path, rows_per_shard: int | None, as_json: bool) -> None:
     from .description import describe_index
     from .merging import merge_shards
 
-    manifest = merge_shards(folder, rows_per_shard=rows_per_shard)
+    manifest = merge_shards(folder, rows_per_shard=rows_per_shard, moved=moved or None)
     emit(
         manifest,
         as_json,

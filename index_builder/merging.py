@@ -46,7 +46,10 @@ logger = logging.getLogger("voxseek")
 
 
 def merge_shards(
-    folder: str | os.PathLike[str], *, rows_per_shard: int | None = None
+    folder: str | os.PathLike[str],
+    *,
+    rows_per_shard: int | None = None,
+    moved: Sequence[str | os.PathLike[str]] | None = None,
 ) -> dict[str, Any]:
     """Join adjacent shards into larger ones, without what deleted rows left in them.
 
@@ -60,6 +63,8 @@ def merge_shards(
     rows_per_shard : int or None
         Most rows of a joined shard; None: as many as row or node numbers allow. A shard that has
         more already stays one.
+    moved : sequence of path or URL, or None
+        Where the embeddings of an index that holds graphs are now, in its order, if they moved.
 
     Returns
     -------
@@ -80,7 +85,7 @@ def merge_shards(
     plan = IndexPlan.from_dict(manifest["plan"])
     most_rows = _check_most(plan, rows_per_shard)
     # Only graphs need the embeddings: looked for before the work, not after it.
-    sources = open_sources(root, manifest) if plan.code == "hnsw-sq8" else None
+    sources = open_sources(root, manifest, moved) if plan.code == "hnsw-sq8" else None
     verify_index_files(root, manifest)
     deleted = read_deleted(root, manifest)
     shards: list[Shard] = []

@@ -22,7 +22,7 @@ from index_builder.embeddings.errors import ArtefactError, EmbeddingError, Space
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.embeddings.writer import EmbeddingWriter
-from index_builder.errors import BuildError, PlanError
+from index_builder.errors import BuildError, PlanError, SourceError
 from index_builder.execution import make_executor
 from index_builder.growth import add_embeddings
 from index_builder.manifest import read_index_manifest, verify_index_files
@@ -449,3 +449,21 @@ def test_the_command_adds(cone: Cone, write_folder: WriteFolder, tmp_path: Path)
     assert json.loads(result.stdout) == read_index_manifest(root)
     result = click.testing.CliRunner().invoke(cli.assemble(), words)
     assert isinstance(result.exception, BuildError)
+
+
+def test_sources_that_moved_are_named(
+    cone: Cone, write_folder: WriteFolder, tmp_path: Path
+) -> None:
+    root = tmp_path / "index"
+    first = Path(write_folder(cone(100)).path)
+    before = build(root, EmbeddingFolder.open(first))
+    first.rename(tmp_path / "elsewhere")
+    later = write_folder(cone(50), "later").path
+    with pytest.raises(SourceError, match=r"can't be opened at .* pass --embeddings"):
+        add_embeddings(root, [later])
+    words = ["index", "add", str(root), later, "--embeddings", str(tmp_path / "elsewhere")]
+    result = click.testing.CliRunner().invoke(cli.assemble(), words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    grown = read_index_manifest(root)
+    assert grown["plan"]["n_rows"] == 150
+    assert grown["sources"][0] == before["sources"][0]

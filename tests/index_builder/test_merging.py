@@ -360,6 +360,10 @@ def test_merges_that_cannot_be_are_refused(
         with pytest.raises(error, match=match):
             merge_shards(root)
         assert digests(root) == before
+    words = ["index", "merge", str(graphs), "--embeddings", str(tmp_path / "moved"), "--json"]
+    result = click.testing.CliRunner().invoke(cli.assemble(), words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert len(read_index_manifest(graphs)["shards"]) == 1
 
 
 def test_the_command_merges(cone: Cone, write_folder: WriteFolder, tmp_path: Path) -> None:
