@@ -7,8 +7,8 @@ lists probed, by how many codes these hold. Routers:
     Euclidean       k-means on unit vectors
     centered        k-means by direction around the mean: `index_builder.quantizer`
 
-Then, for the centered router: all centroids compared beside a graph walked over them, and its
-k-means beside FAISS's SuperKMeans, by how near held-out rows are to their centroid.
+Then, for the centered router: all centroids compared beside a graph walked over them, few and
+many, and its k-means beside FAISS's SuperKMeans, by how near held-out rows are to their centroid.
 
 Vectors: both simulated families (bench/galleries.py), and any folders of real embeddings, if there
 are any with predictions of a trained model for them, such as the demo's.
@@ -37,13 +37,19 @@ from index_builder.cosine import unit_rows  # noqa: E402
 from index_builder.embeddings.reader import EmbeddingFolder  # noqa: E402
 from index_builder.ground_truth import batches_of, exact_search  # noqa: E402
 from index_builder.planning import most_lists  # noqa: E402
-from index_builder.quantizer import Quantizer, train_quantizer  # noqa: E402
+from index_builder.quantizer import (  # noqa: E402
+    Quantizer,
+    _Directions,
+    _Walk,
+    train_quantizer,
+)
 
 PROTOCOL = "router/1"
 SEED = 5
 K = 10
 POINTS_PER_LIST = 64
 BLOCK_ROWS = 16_384
+N_MANY, K_LISTS = 65_536, 16
 # Shares of all codes that a query looks at; recall there is interpolated between probes.
 SHARES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 
@@ -181,6 +187,31 @@ def compare_training(rows: np.ndarray, n_lists: int) -> dict[str, Any]:
     }
 
 
+def compare_finders(gallery: Any) -> dict[str, float]:
+    """Compare a graph over many centroids with comparing all; rows stand in for centroids."""
+    drawn = unit_rows(np.concatenate([gallery.draw(part, 10_000) for part in range(7)]))
+    quantizer = train_quantizer(drawn[::2].copy(), 0, SEED)
+    turned = quantizer.transform(drawn)
+    directions = _Directions.of(np.ascontiguousarray(turned[:N_MANY]))
+    walk = _Walk(directions)
+    rows = np.ascontiguousarray(turned[N_MANY : N_MANY + 4000])
+    found, seconds = {}, {}
+    for name, finder in (("compared", directions), ("walked", walk)):
+        started = time.perf_counter()
+        found[name] = finder.nearest(rows, 1)
+        seconds[name] = time.perf_counter() - started
+    asked = quantizer.transform(unit_rows(gallery.draw_queries("shrunk", 300, 1)))
+    wanted, reached = directions.nearest(asked, K_LISTS), walk.nearest(asked, K_LISTS)
+    shares = [np.isin(w, r).mean() for w, r in zip(wanted, reached, strict=True)]
+    return {
+        "n_lists": N_MANY,
+        "same_list": float((found["compared"] == found["walked"]).mean()),
+        "nearest_lists_reached": float(np.mean(shares)),
+        "compared_us_a_row": 1e6 * seconds["compared"] / len(rows),
+        "walked_us_a_row": 1e6 * seconds["walked"] / len(rows),
+    }
+
+
 def load_real(folders: list[Path]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return real embeddings; queries: held-out rows, these moved, and predictions."""
     folder = EmbeddingFolder.open(folders[0])
@@ -224,6 +255,7 @@ def main() -> None:
         n_lists = most_lists(len(rows))
         sets[family] = compare(rows, queries, n_lists)
         sets[family]["training"] = compare_training(rows, 2 * n_lists)
+        sets[family]["finders"] = compare_finders(gallery)
         print_set(family, sets[family])
     for folders in options.real:
         rows, queries = load_real(folders)
@@ -248,6 +280,8 @@ def print_set(name: str, measured: dict[str, Any]) -> None:
             print(f"    {kind:10} " + "  ".join(f"{recalls[str(s)]:.3f}" for s in SHARES))
     for trained, found in measured.get("training", {}).items():
         print(f"  {trained}: {found['seconds']:.1f} s, cosine {found['mean_cosine']:.4f}")
+    if "finders" in measured:
+        print("  graph over many lists:", json.dumps(measured["finders"]))
     sys.stdout.flush()
 
 
