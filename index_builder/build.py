@@ -23,7 +23,7 @@ import numpy as np
 
 from .candidates import open_nominator
 from .certificate import certify, exact_certificate, sound_rows
-from .embeddings.artefact import fingerprint, read_manifest, verify_files, write_manifest
+from .embeddings.artefact import fingerprint, read_manifest, write_manifest
 from .embeddings.collection import Collection, EmbeddingRows
 from .embeddings.errors import ArtefactError
 from .errors import BuildError
@@ -31,6 +31,7 @@ from .execution.serial import SerialExecutor
 from .factory import faiss_version
 from .manifest import (
     MANIFEST_FILE,
+    describe_shards,
     describe_sources,
     read_index_manifest,
     shards_of,
@@ -40,7 +41,7 @@ from .manifest import (
 from .planning import IndexPlan
 from .quantizer import (
     QUANTIZER_FOLDER,
-    read_quantizer_record,
+    has_quantizer,
     save_quantizer,
     train_quantizer,
 )
@@ -167,14 +168,7 @@ def build_index(
         "plan": plan.to_dict(),
         "sources": sources,
         "columns": inputs["columns"],
-        "shards": [
-            {
-                "folder": shard_folder(task.number),
-                "row_start": task.row_start,
-                "row_stop": task.row_stop,
-            }
-            for task in tasks
-        ],
+        "shards": describe_shards(tasks),
         "deleted": {"n_rows": 0, "file": None},
         "seed": seed,
         "bad_rows": bad_rows,
@@ -342,7 +336,7 @@ def _build_quantizer(
     root: Path, embeddings: Collection, plan: IndexPlan, seed: int, build_fingerprint: str
 ) -> None:
     folder = root / QUANTIZER_FOLDER
-    if _has_quantizer(folder, build_fingerprint):
+    if has_quantizer(folder, build_fingerprint):
         return
     rows = sample_rows(embeddings.part_rows, plan.n_train, seed)
     unit = np.empty((len(rows), plan.space.width), np.float32)
@@ -359,12 +353,3 @@ def _build_quantizer(
             f"{plan.n_lists} lists need as many. Mend the embeddings, or plan with fewer lists."
         )
     save_quantizer(train_quantizer(unit[:n_sound], plan.n_lists, seed), folder, build_fingerprint)
-
-
-def _has_quantizer(folder: Path, build_fingerprint: str) -> bool:
-    try:
-        record = read_quantizer_record(folder)
-        verify_files(folder, record)
-    except ArtefactError:
-        return False
-    return bool(record["build_fingerprint"] == build_fingerprint)

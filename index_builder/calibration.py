@@ -25,7 +25,8 @@ from .cosine import unit_rows
 from .costs import MOST_COMPARED_LISTS, Costs, code_bytes
 from .embeddings.collection import Collection
 from .ground_truth import batches_of, block_rows, exact_search
-from .inverted_file import InvertedFile, ListsWriter, ShardLists, write_rows
+from .inverted_file import InvertedFile, ListsWriter, ShardLists
+from .npy import write_rows
 from .planning import IndexPlan
 from .quantizer import Quantizer, train_quantizer
 from .scalar_codes import encode_eight_bits

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from .costs import N_LINKS
-from .embeddings.artefact import atomic_write
 from .errors import FaissVersionError, IndexDamagedError
 from .factory import (
     add_nodes,
@@ -35,6 +34,7 @@ from .factory import (
     scan_graph,
     search_graph,
 )
+from .npy import save_array
 
 CODES_FILE, LEVELS_FILE, LINKS_FILE, ENTRY_FILE = (
     "codes.npy",
@@ -43,7 +43,6 @@ CODES_FILE, LEVELS_FILE, LINKS_FILE, ENTRY_FILE = (
     "entry.npy",
 )
 FILES = (CODES_FILE, LEVELS_FILE, LINKS_FILE, ENTRY_FILE)
-MOST_WIDTH = (2**31 - 1) // 255**2  # squared distances are 32-bit integers
 _BUILD_BREADTH = 100
 _BLOCK_BYTES = 64 << 20  # of codes as float32, linked together
 
@@ -144,8 +143,7 @@ class CodeGraph:
         """Write the arrays, and return the names of their files."""
         entry = np.array([self.entry], np.int64)
         for name, array in zip(FILES, (self.codes, self.levels, self.links, entry), strict=True):
-            with atomic_write(folder / name) as temporary, open(temporary, "wb") as handle:
-                np.save(handle, array, allow_pickle=False)
+            save_array(folder / name, array)
         return list(FILES)
 
     def nearest(self, queries: np.ndarray, k: int, breadth: int) -> tuple[np.ndarray, np.ndarray]:

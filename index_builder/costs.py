@@ -44,6 +44,7 @@ _ROW_BYTES = 4  # row within a shard, uint32, in memory and on disk
 _NPY_HEADER_BYTES = 128
 # Beyond, lists are found by a graph over their centroids: comparing all takes longer.
 MOST_COMPARED_LISTS = 16_384
+MOST_WIDTH = (2**31 - 1) // 255**2  # of a graph: squared distances are 32-bit integers
 N_LINKS = 32  # of a node of a graph on each level above the lowest, which has twice as many
 
 
@@ -109,7 +110,7 @@ class Costs:
     @property
     def fits_graph(self) -> bool:
         """Whether squared distances of 8-bit codes of this width are 32-bit integers."""
-        return self.space.width * 255**2 < 2**31
+        return self.space.width <= MOST_WIDTH
 
     def ram(self, design: Design) -> int:
         """Return what the opened index keeps in memory."""

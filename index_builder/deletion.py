@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .build import records_of
-from .embeddings.artefact import atomic_write, verify_files
+from .embeddings.artefact import verify_files
 from .embeddings.errors import RowRangeError
 from .errors import BuildError
 from .manifest import (
@@ -35,6 +35,7 @@ from .manifest import (
     write_index_manifest,
 )
 from .metadata import METADATA_FILE
+from .npy import save_array
 from .shards import read_record
 
 _BATCHES = 16  # of 65,536 rows, compared together
@@ -164,8 +165,7 @@ def delete_rows(folder: str | os.PathLike[str], rows: np.ndarray) -> dict[str, A
     deleted = np.union1d(earlier, wanted.astype("<i8"))
     if len(deleted) > len(earlier):
         name = f"deleted-{hashlib.sha256(deleted.data).hexdigest()[:16]}.npy"
-        with atomic_write(root / name) as temporary, open(temporary, "wb") as handle:
-            np.save(handle, deleted, allow_pickle=False)
+        save_array(root / name, deleted)
         body = {**body_of(manifest), "deleted": {"n_rows": len(deleted), "file": name}}
         manifest = write_index_manifest(
             root, command="voxseek index delete", records=records_of(body), body=body

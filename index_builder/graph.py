@@ -19,11 +19,11 @@ import numpy as np
 from . import code_graph
 from .code_graph import CodeGraph, GraphLinker
 from .cosine import unit_rows
-from .costs import graph_ram_bytes
-from .embeddings.artefact import atomic_write
+from .costs import MOST_WIDTH, graph_ram_bytes
 from .embeddings.progress import track
 from .errors import IndexDamagedError, PlanError
 from .factory import set_threads
+from .npy import save_array
 from .quantizer import QUANTIZER_FOLDER, Quantizer, load_quantizer
 from .scalar_codes import encode_eight_bits
 from .threads import Pool
@@ -55,15 +55,15 @@ class GraphWriter:
     Raises
     ------
     PlanError
-        If rows are wider than `code_graph.MOST_WIDTH` numbers.
+        If rows are wider than `costs.MOST_WIDTH` numbers.
     """
 
     def __init__(self, folder: Path, plan: IndexPlan, quantizer: Quantizer, n_rows: int) -> None:
         width = plan.space.width
-        if width > code_graph.MOST_WIDTH:
+        if width > MOST_WIDTH:
             raise PlanError(
                 f"rows of {width} numbers are too wide for hnsw-sq8, which takes "
-                f"{code_graph.MOST_WIDTH}: its distances are 32-bit integers. Plan --code "
+                f"{MOST_WIDTH}: its distances are 32-bit integers. Plan --code "
                 f"ivf-rabitq."
             )
         self._folder, self._quantizer = folder, quantizer
@@ -91,9 +91,7 @@ class GraphWriter:
     def finish(self) -> list[str]:
         """Write the files, and return their names."""
         self._linker.finish().save(self._folder)
-        path = self._folder / ROWS_FILE
-        with atomic_write(path) as temporary, open(temporary, "wb") as handle:
-            np.save(handle, self._rows[: self._n], allow_pickle=False)
+        save_array(self._folder / ROWS_FILE, self._rows[: self._n])
         return list(FILES)
 
 

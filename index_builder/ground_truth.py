@@ -23,16 +23,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from .cosine import best_per_query, kth_largest, pair_scores, rounding_error, row_norms
-from .embeddings.artefact import (
-    atomic_write,
-    fingerprint,
-    read_manifest,
-    verify_files,
-    write_manifest,
-)
-from .embeddings.errors import ArtefactError
+from .embeddings.artefact import fingerprint, is_complete, write_manifest
 from .embeddings.float16 import to_float32
 from .embeddings.reader import EmbeddingBatch
+from .npy import save_array
 
 if TYPE_CHECKING:
     from .embeddings.collection import Collection
@@ -272,20 +266,20 @@ def search_piece(task: TruthTask) -> None:
 
 
 def _is_complete(folder: Path, record: str, kind: str, truth_fingerprint: str) -> bool:
-    try:
-        found = read_manifest(folder, record, kind=kind, format_version=_FORMAT_VERSION)
-        verify_files(folder, found)
-    except ArtefactError:
-        return False
-    return bool(found["truth_fingerprint"] == truth_fingerprint)
+    return is_complete(
+        folder,
+        record,
+        kind=kind,
+        format_version=_FORMAT_VERSION,
+        expected={"truth_fingerprint": truth_fingerprint},
+    )
 
 
 def _write(
     folder: Path, record: str, kind: str, arrays: dict[str, np.ndarray], truth_fingerprint: str
 ) -> None:
     for name, array in arrays.items():
-        with atomic_write(folder / f"{name}.npy") as temporary, open(temporary, "wb") as handle:
-            np.save(handle, array, allow_pickle=False)
+        save_array(folder / f"{name}.npy", array)
     write_manifest(
         folder,
         record,

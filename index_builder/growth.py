@@ -23,6 +23,7 @@ from .errors import BuildError, PlanError
 from .execution.serial import SerialExecutor
 from .manifest import (
     body_of,
+    describe_shards,
     describe_sources,
     next_shard,
     open_sources,
@@ -33,7 +34,7 @@ from .manifest import (
     write_index_manifest,
 )
 from .plan import IndexPlan
-from .shards import ShardTask, build_shard, read_record, shard_folder
+from .shards import ShardTask, build_shard, read_record
 from .sizes import format_size
 
 if TYPE_CHECKING:
@@ -142,17 +143,7 @@ def add_embeddings(
             *manifest["sources"][: len(sources.kept)],
             *describe_sources(root, sources.tail),
         ],
-        "shards": [
-            *manifest["shards"],
-            *(
-                {
-                    "folder": shard_folder(task.number),
-                    "row_start": task.row_start,
-                    "row_stop": task.row_stop,
-                }
-                for task in tasks
-            ),
-        ],
+        "shards": [*manifest["shards"], *describe_shards(tasks)],
         "n_tombstones": manifest["n_tombstones"]
         + sum(read_record(task.folder)["n_tombstones"] for task in tasks),
         "certified_for": _goal(manifest, queries),

@@ -11,19 +11,19 @@ All shards share one quantizer, so their estimated distances can be merged as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .cosine import unit_rows
-from .costs import Design, Tier, lists_ram_bytes
-from .embeddings.artefact import atomic_write
+from .costs import Design, Tier, code_bytes, lists_ram_bytes
 from .embeddings.storage import LocalStorage
 from .errors import IndexDamagedError
 from .factory import encode, make_coder
 from .list_tiers import InMemory, ListTier, OnDisk
+from .npy import write_rows
 from .quantizer import QUANTIZER_FOLDER, Quantizer, load_quantizer
 
 if TYPE_CHECKING:
@@ -87,20 +87,6 @@ class ListsWriter:
         write_rows(self._folder / ROWS_FILE, "<u4", (self._n,), [self._rows[order]])
         write_rows(self._folder / SIZES_FILE, "<i8", (len(sizes),), [sizes.astype(np.int64)])
         return list(FILES)
-
-
-def write_rows(
-    path: Path,
-    dtype: str,
-    shape: tuple[int, ...],
-    pieces: Iterator[np.ndarray] | Sequence[np.ndarray],
-) -> None:
-    """Write an npy file piece by piece."""
-    with atomic_write(path) as temporary, open(temporary, "wb") as handle:
-        header = {"descr": dtype, "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(handle, header)
-        for piece in pieces:
-            handle.write(np.ascontiguousarray(piece, dtype).data)
 
 
 class ShardLists:
@@ -202,7 +188,7 @@ class InvertedFile:
             If files contradict each other or the plan.
         """
         quantizer = load_quantizer(root / QUANTIZER_FOLDER)
-        code_size = int(make_coder(quantizer.coarse, bits).code_size)
+        code_size = code_bytes(len(quantizer.mean), bits)
         opened = [ShardLists(shard, quantizer.n_lists, code_size) for shard in shards]
         return cls(quantizer, bits, tier, opened)
 

@@ -17,10 +17,11 @@ import numpy as np
 import pyarrow as pa
 
 from .costs import code_bytes
-from .embeddings.artefact import atomic_write, fingerprint, sha256_file
+from .embeddings.artefact import fingerprint, sha256_file
 from .graph import GraphWriter
-from .inverted_file import CODES_FILE, ROWS_FILE, SIZES_FILE, ShardLists, write_rows
+from .inverted_file import CODES_FILE, ROWS_FILE, SIZES_FILE, ShardLists
 from .metadata import METADATA_FILE, write_tables
+from .npy import save_array, write_rows
 from .plan import IndexPlan
 from .quantizer import QUANTIZER_FOLDER, load_quantizer
 from .shards import RECORD_FILE, TOMBSTONES_FILE, Shard, is_finished, read_record, write_record
@@ -98,8 +99,7 @@ def write_joined(root: Path, plan: IndexPlan, join: Join) -> None:
     tombstones = np.concatenate(
         [np.load(shard.folder / TOMBSTONES_FILE, allow_pickle=False) for shard in join.shards]
     )
-    with atomic_write(folder / TOMBSTONES_FILE) as temporary, open(temporary, "wb") as handle:
-        np.save(handle, tombstones, allow_pickle=False)
+    save_array(folder / TOMBSTONES_FILE, tombstones)
     write_record(
         folder,
         files,

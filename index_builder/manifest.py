@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from .embeddings.errors import ArtefactError, EmbeddingError, SpaceMismatchError
 from .embeddings.reader import EmbeddingFolder
 from .embeddings.space import EmbeddingSpace
 from .errors import IndexDamagedError, SourceError
-from .shards import Shard
+from .shards import Shard, ShardTask
 
 MANIFEST_FILE = "manifest.json"
 KIND = "index"
@@ -214,6 +214,18 @@ def _open_source(
             f"Pass --embeddings with the folder as it was, or build the index again."
         )
     return source
+
+
+def describe_shards(shards: Iterable[Shard | ShardTask]) -> list[dict[str, Any]]:
+    """Return what a manifest records of shards, their folders relative to the index."""
+    return [
+        {
+            "folder": shard.folder.relative_to(shard.folder.parents[1]).as_posix(),
+            "row_start": shard.row_start,
+            "row_stop": shard.row_stop,
+        }
+        for shard in shards
+    ]
 
 
 def shards_of(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> list[Shard]:

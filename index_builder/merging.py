@@ -28,6 +28,7 @@ from .execution.serial import SerialExecutor
 from .joining import Join, write_joined
 from .manifest import (
     body_of,
+    describe_shards,
     next_shard,
     open_sources,
     read_deleted,
@@ -101,7 +102,7 @@ def merge_shards(
         else:
             shards += group
     if number > next_shard(manifest):
-        body = _describe(root, manifest, plan, shards)
+        body = _describe(manifest, plan, shards)
         if sources is not None:
             body |= measure(root, body, sources, None, SerialExecutor(), deleted=deleted)
         manifest = write_index_manifest(
@@ -136,9 +137,7 @@ def _group(shards: Sequence[Shard], most_rows: int) -> Iterator[list[Shard]]:
     yield group
 
 
-def _describe(
-    root: Path, manifest: dict[str, Any], plan: IndexPlan, shards: Sequence[Shard]
-) -> dict[str, Any]:
+def _describe(manifest: dict[str, Any], plan: IndexPlan, shards: Sequence[Shard]) -> dict[str, Any]:
     """Return what the manifest of the merged index says, the certificate as it was."""
     merged = plan.resized(plan.n_rows, len(shards))
     certified_for = manifest["certified_for"]
@@ -154,12 +153,5 @@ def _describe(
         "plan": merged.to_dict(),
         "ram_bytes": merged.ram_bytes,
         "certified_for": certified_for,
-        "shards": [
-            {
-                "folder": shard.folder.relative_to(root).as_posix(),
-                "row_start": shard.row_start,
-                "row_stop": shard.row_stop,
-            }
-            for shard in shards
-        ],
+        "shards": describe_shards(shards),
     }

@@ -14,17 +14,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from . import code_graph, costs
 from .code_graph import CodeGraph, GraphLinker
 from .cosine import best_per_query, pair_scores, rounding_error, row_norms
-from .embeddings.artefact import atomic_write, read_manifest, verify_files, write_manifest
+from .embeddings.artefact import (
+    is_complete,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
 from .embeddings.progress import track
 from .errors import FaissVersionError, IndexDamagedError
 from .factory import GpuDirections, encode, faiss_version, has_gpu, make_coarse, make_coder
+from .npy import save_array
 from .rotation import draw_signs, rotate
 from .scalar_codes import encode_eight_bits
 from .threads import in_threads
@@ -304,8 +309,7 @@ def save_quantizer(quantizer: Quantizer, folder: Path, build_fingerprint: str) -
     if quantizer.graph is not None:
         files += quantizer.graph.save(folder)
     for name in _ARRAYS:
-        with atomic_write(folder / f"{name}.npy") as temporary, open(temporary, "wb") as handle:
-            np.save(handle, getattr(quantizer, name), allow_pickle=False)
+        save_array(folder / f"{name}.npy", getattr(quantizer, name))
     write_manifest(
         folder,
         RECORD_FILE,
@@ -323,9 +327,15 @@ def save_quantizer(quantizer: Quantizer, folder: Path, build_fingerprint: str) -
     )
 
 
-def read_quantizer_record(folder: Path) -> dict[str, Any]:
-    """Read the record of a finished quantizer."""
-    return read_manifest(folder, RECORD_FILE, kind=KIND, format_version=FORMAT_VERSION)
+def has_quantizer(folder: Path, build_fingerprint: str) -> bool:
+    """Tell whether a quantizer stands, complete and unaltered, of the same build."""
+    return is_complete(
+        folder,
+        RECORD_FILE,
+        kind=KIND,
+        format_version=FORMAT_VERSION,
+        expected={"build_fingerprint": build_fingerprint},
+    )
 
 
 def load_quantizer(folder: Path) -> Quantizer:
@@ -340,7 +350,7 @@ def load_quantizer(folder: Path) -> Quantizer:
     FaissVersionError
         If the installed FAISS encodes a fixed vector otherwise than the one that built the index.
     """
-    record = read_quantizer_record(folder)
+    record = read_manifest(folder, RECORD_FILE, kind=KIND, format_version=FORMAT_VERSION)
     verify_files(folder, record)
     # Mapped: FAISS's holder is the one copy of the centroids.
     mean, signs, centroids = (

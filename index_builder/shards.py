@@ -22,14 +22,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from .costs import BATCH_BYTES
-from .embeddings.artefact import atomic_write, read_manifest, verify_files, write_manifest
+from .embeddings.artefact import is_complete, read_manifest, write_manifest
 from .embeddings.batches import EmbeddingBatch
 from .embeddings.collection import Collection
-from .embeddings.errors import ArtefactError
 from .embeddings.progress import track
 from .graph import GraphWriter
 from .inverted_file import ListsWriter
 from .metadata import METADATA_FILE, write_metadata
+from .npy import save_array
 from .planning import IndexPlan
 from .quantizer import QUANTIZER_FOLDER, load_quantizer
 from .vector_copy import CopyWriter
@@ -120,12 +120,13 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def is_finished(folder: Path, build_fingerprint: str) -> bool:
     """Tell whether a shard stands, complete and unaltered, of the same build."""
-    try:
-        record = read_record(folder)
-        verify_files(folder, record)
-    except ArtefactError:
-        return False
-    return bool(record["build_fingerprint"] == build_fingerprint)
+    return is_complete(
+        folder,
+        RECORD_FILE,
+        kind=KIND,
+        format_version=FORMAT_VERSION,
+        expected={"build_fingerprint": build_fingerprint},
+    )
 
 
 def write_record(
@@ -184,8 +185,7 @@ def build_shard(task: ShardTask) -> None:
     for writer in writers:
         files += writer.finish()
     tombstones = np.concatenate(dead)
-    with atomic_write(task.folder / TOMBSTONES_FILE) as temporary, open(temporary, "wb") as handle:
-        np.save(handle, tombstones, allow_pickle=False)
+    save_array(task.folder / TOMBSTONES_FILE, tombstones)
     columns = task.embeddings.columns if task.columns is None else task.columns
     if columns:
         rows_of_source = task.row_start - task.first_row, task.row_stop - task.first_row

@@ -229,3 +229,29 @@ def verify_files(
                 f"{path} differs from its recorded SHA-256 (same size, other bytes): it was "
                 f"altered or the disk is failing. Make the artefact again or restore the file."
             )
+
+
+def is_complete(
+    folder: str | os.PathLike[str],
+    name: str,
+    *,
+    kind: str,
+    format_version: int,
+    expected: dict[str, Any],
+) -> bool:
+    """Tell whether a piece stands, complete and unaltered, and its record says what is expected.
+
+    Parameters
+    ----------
+    folder : path
+    name, kind, format_version
+        As for `read_manifest`.
+    expected : dict
+        Fields of the record, such as the fingerprint of what the piece is made from.
+    """
+    try:
+        record = read_manifest(folder, name, kind=kind, format_version=format_version)
+        verify_files(folder, record)
+    except ArtefactError:
+        return False
+    return all(record[field] == value for field, value in expected.items())

@@ -3,9 +3,9 @@ from __future__ import annotations
 import faiss
 import pytest
 
-from index_builder.code_graph import MOST_WIDTH
 from index_builder.costs import (
     MOST_COMPARED_LISTS,
+    MOST_WIDTH,
     Costs,
     Design,
     code_bytes,

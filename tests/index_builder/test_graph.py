@@ -15,9 +15,9 @@ import pytest
 
 from index_builder import code_graph
 from index_builder import graph as graph_module
-from index_builder.code_graph import LINKS_FILE, MOST_WIDTH
+from index_builder.code_graph import LINKS_FILE
 from index_builder.cosine import unit_rows
-from index_builder.costs import graph_disk_bytes
+from index_builder.costs import MOST_WIDTH, graph_disk_bytes
 from index_builder.errors import IndexDamagedError, PlanError
 from index_builder.graph import FILES, Graph, GraphWriter
 from index_builder.scalar_codes import encode_eight_bits
