@@ -8,7 +8,6 @@ so that distances of all shards are on one scale. `code_graph` has the arrays; b
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,10 @@ from .cosine import unit_rows
 from .costs import MOST_WIDTH, graph_ram_bytes
 from .embeddings.progress import track
 from .errors import IndexDamagedError, PlanError
-from .factory import set_threads
+from .fan_out import FanOut, merge_nearest
 from .npy import save_array
 from .quantizer import QUANTIZER_FOLDER, Quantizer, load_quantizer
 from .scalar_codes import encode_eight_bits
-from .threads import Pool
 
 if TYPE_CHECKING:
     from .planning import IndexPlan
@@ -132,10 +130,7 @@ class Graph:
         self.most_breadth = max((len(graph.rows) for graph in graphs), default=1)
         self._width = len(quantizer.mean)
         self.ram_bytes = graph_ram_bytes(self.n_codes, self._width)
-        n_cores = os.cpu_count() or 1
-        n_threads = max(1, min(n_cores, len(self._graphs)))
-        # OpenMP's thread count belongs to the calling thread: the pool's threads share the cores.
-        self._pool = Pool(n_threads, set_threads, n_cores // n_threads)
+        self._fan_out = FanOut(len(self._graphs))
 
     @classmethod
     def open(cls, root: Path, shards: Sequence[Shard]) -> Graph:
@@ -209,15 +204,9 @@ class Graph:
         def search_one(graph: _OpenGraph) -> tuple[np.ndarray, np.ndarray]:
             return graph.nearest(queries, n_candidates, breadth)
 
-        run = self._pool.threads.map if len(self._graphs) > 1 else map
-        found = list(run(search_one, self._graphs))
-        best = np.full((len(queries), n_candidates), -1, np.int64)
-        if found:
-            distances = np.concatenate([distance for distance, _ in found], axis=1)
-            rows = np.concatenate([shard_rows for _, shard_rows in found], axis=1)
-            order = np.lexsort((rows, distances), axis=1)[:, :n_candidates]
-            best[:, : order.shape[1]] = np.take_along_axis(rows, order, axis=1)
-        return best
+        if not self._graphs:
+            return np.full((len(queries), n_candidates), -1, np.int64)
+        return merge_nearest(self._fan_out.search(search_one, self._graphs), n_candidates)[1]
 
 
 def _encode(quantizer: Quantizer, unit: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ batch of queries wants are read once, neighbors together, into one buffer while 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy as np
 from .costs import READ_BUFFER_BYTES
 from .embeddings.progress import track
 from .embeddings.storage import LocalStorage
-from .factory import CodeLists, set_threads
+from .factory import CodeLists
+from .fan_out import FanOut, merge_nearest
 from .threads import Pool
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ class InMemory:
                 shard.starts[held] * shard.code_size,
             )
             self._opened.append((shard, lists))
-        n_cores = os.cpu_count() or 1
-        n_threads = max(1, min(n_cores, len(self._opened)))
-        # OpenMP's thread count belongs to the calling thread: the pool's threads share the cores.
-        self._pool = Pool(n_threads, set_threads, n_cores // n_threads)
+        self._fan_out = FanOut(len(self._opened))
 
     def search(
         self, vectors: np.ndarray, lists: np.ndarray, distances: np.ndarray, k: int
@@ -69,8 +66,7 @@ class InMemory:
             estimates, list_of, places = codes.search(vectors, k, lists, distances)
             return estimates, shard.rows_at(list_of, places)
 
-        run = self._pool.threads.map if len(self._opened) > 1 else map
-        return _best([*run(search_one, self._opened)], k)
+        return merge_nearest(self._fan_out.search(search_one, self._opened), k)
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,7 @@ class OnDisk:
             first[chunk.lists] = chunk.places
             places = np.where(places < 0, -1, places + first[list_of])
             rows = chunk.shard.rows_at(list_of, places)
-            merged = _best([(best[0][asking], best[1][asking]), (estimates, rows)], k)
+            merged = merge_nearest([(best[0][asking], best[1][asking]), (estimates, rows)], k)
             best[0][asking], best[1][asking] = merged
         return best
 
@@ -147,15 +143,6 @@ class OnDisk:
             for start, stop, first in chunk.reads
             for code in range(start, stop, step)
         ]
-
-
-def _best(found: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ``k`` smallest estimates of each query and their rows, ties by smaller row."""
-    estimates = np.concatenate([estimate for estimate, _ in found], axis=1)
-    rows = np.concatenate([row for _, row in found], axis=1)
-    estimates = np.where(rows < 0, np.inf, estimates)
-    order = np.lexsort((rows, estimates), axis=1)[:, :k]
-    return np.take_along_axis(estimates, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
 def _cut(shard: ShardLists, wanted: np.ndarray) -> Iterator[_Chunk]:
