@@ -176,9 +176,10 @@ def search(who: str, work: Path, n_candidates: int) -> dict[str, Any]:
 
 def _open_voxseek(work: Path) -> Any:
     from retrieval.search.engine import SearchEngine
+    from retrieval.search.request import SearchRequest
 
     engine = SearchEngine.open(work / "voxseek")
-    return lambda queries: engine.search(queries, K).rows
+    return lambda queries: engine.search(queries, SearchRequest(K)).rows
 
 
 def _open_peer(who: str, work: Path, n_candidates: int) -> Any:

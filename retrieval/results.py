@@ -31,6 +31,7 @@ from index_builder.embeddings.progress import track
 from .errors import ResultsError
 from .search.engine import BATCH_QUERIES, SearchEngine
 from .search.queries import QuerySet
+from .search.request import SearchRequest
 
 HITS_FILE = "results.parquet"
 MANIFEST_FILE = "results.json"
@@ -49,10 +50,8 @@ HIT_SCHEMA = pa.schema(
 def iter_hits(
     engine: SearchEngine,
     queries: QuerySet,
-    k: int,
+    request: SearchRequest,
     *,
-    breadth: int | None = None,
-    n_candidates: int | None = None,
     columns: Sequence[str] | None = None,
     batch_queries: int = BATCH_QUERIES,
 ) -> Iterator[Any]:
@@ -62,9 +61,7 @@ def iter_hits(
     ----------
     engine : SearchEngine
     queries : QuerySet
-    k : int
-    breadth, n_candidates : int or None
-        See `SearchEngine.search`.
+    request : SearchRequest
     columns : sequence of str or None
         Metadata columns to add; None: all. One that is called like a column of the hit itself is
         named ``metadata.<name>``.
@@ -72,9 +69,7 @@ def iter_hits(
         Queries at a time; bounds the memory.
     """
     query_start = 0
-    for result in engine.search_set(
-        queries, k, breadth=breadth, n_candidates=n_candidates, batch_queries=batch_queries
-    ):
+    for result in engine.search_set(queries, request, batch_queries=batch_queries):
         query_of, rank = np.nonzero(result.rows >= 0)
         rows = result.rows[query_of, rank]
         table = pa.table(
@@ -98,10 +93,8 @@ def write_results(
     folder: str | os.PathLike[str],
     engine: SearchEngine,
     queries: QuerySet,
-    k: int,
+    request: SearchRequest,
     *,
-    breadth: int | None = None,
-    n_candidates: int | None = None,
     columns: Sequence[str] | None = None,
     batch_queries: int = BATCH_QUERIES,
     command: str = "voxseek search",
@@ -112,7 +105,7 @@ def write_results(
     ----------
     folder : path
         New, empty, or holding earlier results, which are replaced.
-    engine, queries, k, breadth, n_candidates, columns, batch_queries
+    engine, queries, request, columns, batch_queries
         As in `iter_hits`.
     command : str
 
@@ -124,15 +117,13 @@ def write_results(
     """
     root = Path(folder)
     engine.require_comparable(queries)
-    effort = engine.effort(k, breadth=breadth, n_candidates=n_candidates)
+    effort = engine.effort(request)
     _require_free(root)
     (root / MANIFEST_FILE).unlink(missing_ok=True)
     tables = iter_hits(
         engine,
         queries,
-        k,
-        breadth=breadth,
-        n_candidates=n_candidates,
+        request,
         columns=columns,
         batch_queries=batch_queries,
     )
@@ -167,7 +158,7 @@ def write_results(
                 "fingerprint": queries.fingerprint,
                 "n_queries": queries.n_queries,
             },
-            "k": k,
+            "k": request.k,
             "effort": effort,
             "n_hits": n_hits,
         },

@@ -15,6 +15,7 @@ from index_builder.ground_truth import block_rows, exact_search
 from ..errors import BenchmarkError
 from ..search.engine import SearchEngine
 from ..search.queries import QuerySet
+from ..search.request import SearchRequest
 from .bootstrap import N_RESAMPLES, percentile_interval, resample_images
 from .report import Estimate
 
@@ -126,9 +127,13 @@ def measure_recall(
     )
     alive = (batch.without(engine.deleted) for batch in batches)
     exact = exact_search(alive, unit_rows(vectors), largest)[0]
+    requests = {
+        k: SearchRequest(k, breadth=breadth, n_candidates=n_candidates, unsafe_from=None)
+        for k in kept
+    }
     by_k = []
     for k in kept:  # One search each: a search for more hits may look at more candidates.
-        found = engine.search(vectors, k, breadth=breadth, n_candidates=n_candidates).rows
+        found = engine.search(vectors, requests[k]).rows
         by_k.append([np.isin(exact[i, :k], found[i]).mean() for i in range(len(vectors))])
     shares = np.array(by_k).T
     resampled = np.stack(
@@ -147,7 +152,7 @@ def measure_recall(
             k: Estimate(float(mean), float(low[i]), float(high[i]))
             for i, (k, mean) in enumerate(zip(kept, shares.mean(axis=0), strict=True))
         },
-        effort={k: engine.effort(k, breadth=breadth, n_candidates=n_candidates) for k in kept},
+        effort={k: engine.effort(request) for k, request in requests.items()},
         ram_bytes=engine.ram_bytes,
         seed=seed,
     )

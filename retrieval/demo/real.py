@@ -37,6 +37,7 @@ from ..gallery.results_page import write_results_gallery
 from ..results import Results, write_results
 from ..search.engine import SearchEngine
 from ..search.queries import load_queries
+from ..search.request import SearchRequest
 from .stages import Stages
 
 N_FIGURES = 10
@@ -134,7 +135,9 @@ def run_real_demo(out: Path, source: Path, *, seed: int = 0) -> RealDemoReport:
         "search",
         out / "results" / "results.json",
         Results.open,
-        lambda folder: write_results(folder, engine, queries, N_FIGURES, command=COMMAND),
+        lambda folder: write_results(
+            folder, engine, queries, SearchRequest(N_FIGURES), command=COMMAND
+        ),
     )
     with stages.timed("benchmarks"):
         report = RealDemoReport(

@@ -38,6 +38,7 @@ from ..gallery.results_page import count_found, write_results_gallery
 from ..results import Results, write_results
 from ..search.engine import SearchEngine
 from ..search.queries import load_queries
+from ..search.request import SearchRequest
 from .openmoji import ATTRIBUTION, draw_openmoji
 from .stages import Stages
 
@@ -252,7 +253,9 @@ def run_demo(
         "search",
         out / "results" / "results.json",
         Results.open,
-        lambda folder: write_results(folder, engine, queries, N_HITS, command="voxseek demo"),
+        lambda folder: write_results(
+            folder, engine, queries, SearchRequest(N_HITS), command="voxseek demo"
+        ),
     )
     n_way = min(LARGEST_N_WAY, n_test)
     sizes: tuple[NWay, ...] = (n_way, "all")

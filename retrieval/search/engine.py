@@ -37,6 +37,7 @@ from index_builder.vector_copy import open_vectors
 from ..errors import QueryError, SearchError
 from ..metadata.store import MetadataStore
 from .queries import QuerySet
+from .request import SearchRequest
 
 BATCH_QUERIES = 256
 
@@ -145,24 +146,18 @@ class SearchEngine:
     def search(
         self,
         queries: np.ndarray,
-        k: int,
+        request: SearchRequest | None = None,
         *,
-        breadth: int | None = None,
-        n_candidates: int | None = None,
         batch_queries: int = BATCH_QUERIES,
     ) -> SearchResult:
-        """Return the ``k`` nearest rows of each query, by cosine.
+        """Return the nearest rows of each query, by cosine.
 
         Parameters
         ----------
         queries : ndarray of shape (n, width) or (n, tokens, dim), any float
             Of any norm but zero.
-        k : int
-        breadth, n_candidates : int or None
-            Effort of a query: how many lists are read (n_probe) or how many nodes of the graph are
-            kept in view (ef_search), and how many candidates are ranked exactly. None: the smallest
-            effort that the certificate found sufficient for ten hits, with more candidates in
-            proportion for more hits. A flat index has no effort to choose.
+        request : SearchRequest or None
+            What is asked; None: the sixteen nearest.
         batch_queries : int
             Queries at a time; it bounds the memory, and doesn't change the result.
 
@@ -176,9 +171,10 @@ class SearchEngine:
         QueryError
             If queries have another width, or hold NaN, infinite or zero rows.
         SearchError
-            If ``k`` or the effort is out of range.
+            If the effort is out of range.
         """
-        effort = self.effort(k, breadth=breadth, n_candidates=n_candidates)
+        request = request or SearchRequest()
+        k, effort = request.k, self.effort(request)
         if batch_queries < 1:
             raise SearchError(f"batch_queries is {batch_queries}, expected at least 1.")
         vectors = self._check(np.asarray(queries))
@@ -187,20 +183,14 @@ class SearchEngine:
         for start in range(0, len(vectors), batch_queries):
             piece = slice(start, start + batch_queries)
             unit = unit_rows(vectors[piece])
-            rows[piece], scores[piece] = (
-                self._search_candidates(self._nominator, unit, k, effort)
-                if self._nominator
-                else exact_search(self._batches(len(unit)), unit, k)
-            )
+            rows[piece], scores[piece] = self._nearest(unit, k, effort)
         return SearchResult(rows, scores)
 
     def search_set(
         self,
         queries: QuerySet,
-        k: int,
+        request: SearchRequest | None = None,
         *,
-        breadth: int | None = None,
-        n_candidates: int | None = None,
         batch_queries: int = BATCH_QUERIES,
     ) -> Iterator[SearchResult]:
         """Yield the hits of a query set batch by batch, in order; see `search`.
@@ -212,27 +202,22 @@ class SearchEngine:
         """
         self.require_comparable(queries)
         for batch in queries.iter_batches(batch_queries=batch_queries):
-            yield self.search(
-                batch, k, breadth=breadth, n_candidates=n_candidates, batch_queries=batch_queries
-            )
+            yield self.search(batch, request, batch_queries=batch_queries)
 
     def require_comparable(self, queries: QuerySet) -> None:
         """Raise `SpaceMismatchError` if queries that know their space are of another one."""
         if queries.space is not None:
             self.space.require_comparable(queries.space, mine=self.path, theirs=queries.label)
 
-    def effort(
-        self, k: int, *, breadth: int | None = None, n_candidates: int | None = None
-    ) -> dict[str, int]:
-        """Return the effort that a search for ``k`` hits makes; empty for a flat index.
+    def effort(self, request: SearchRequest) -> dict[str, int]:
+        """Return the effort that a search makes; empty for a flat index.
 
         Raises
         ------
         SearchError
-            If ``k`` or the effort is out of range.
+            If the effort that is asked for is out of range.
         """
-        if k < 1:
-            raise SearchError(f"k is {k}, expected at least 1.")
+        k, breadth, n_candidates = request.k, request.breadth, request.n_candidates
         nominator = self._nominator
         if nominator is None:
             if breadth is not None or n_candidates is not None:
@@ -272,9 +257,12 @@ class SearchEngine:
         """
         return self._metadata.take(rows, columns)
 
-    def _search_candidates(
-        self, nominator: Nominator, unit: np.ndarray, k: int, effort: dict[str, int]
+    def _nearest(
+        self, unit: np.ndarray, k: int, effort: dict[str, int]
     ) -> tuple[np.ndarray, np.ndarray]:
+        nominator = self._nominator
+        if nominator is None:
+            return exact_search(self._batches(len(unit)), unit, k)
         rows = nominate(
             nominator,
             unit,

@@ -14,6 +14,7 @@ from retrieval.errors import ResultsError, SearchError
 from retrieval.results import Results, to_json_lines, write_results
 from retrieval.search.engine import SearchEngine
 from retrieval.search.queries import QuerySet, load_queries
+from retrieval.search.request import SearchRequest
 
 
 @pytest.fixture
@@ -36,8 +37,12 @@ def queries(
 def test_lines_are_the_hits_with_their_metadata(
     engine: SearchEngine, queries: QuerySet, tmp_path: Path, batch_queries: int
 ) -> None:
-    results = write_results(tmp_path / "out", engine, queries, 4, batch_queries=batch_queries)
-    expected = engine.search(np.concatenate(list(queries.iter_batches(batch_queries=50))), 4)
+    results = write_results(
+        tmp_path / "out", engine, queries, SearchRequest(4), batch_queries=batch_queries
+    )
+    expected = engine.search(
+        np.concatenate(list(queries.iter_batches(batch_queries=50))), SearchRequest(4)
+    )
     table = results.table()
     assert results.columns == ("query", "rank", "row", "score", "image_id", "caption")
     np.testing.assert_array_equal(table["query"], np.repeat(np.arange(23), 4))
@@ -52,7 +57,11 @@ def test_the_manifest_says_what_was_asked(
     engine: SearchEngine, queries: QuerySet, tmp_path: Path
 ) -> None:
     results = write_results(
-        tmp_path / "out", engine, queries, 4, breadth=2, n_candidates=9, columns=["caption"]
+        tmp_path / "out",
+        engine,
+        queries,
+        SearchRequest(4, breadth=2, n_candidates=9),
+        columns=["caption"],
     )
     assert results.columns == ("query", "rank", "row", "score", "caption")
     assert results.effort == {"n_probe": 2, "n_candidates": 9}
@@ -67,13 +76,13 @@ def test_the_manifest_says_what_was_asked(
 
 def test_same_search_same_bytes(engine: SearchEngine, queries: QuerySet, tmp_path: Path) -> None:
     for name in ("a", "b", "a"):
-        write_results(tmp_path / name, engine, queries, 4)
+        write_results(tmp_path / name, engine, queries, SearchRequest(4))
     for file in ("results.parquet", "results.json"):
         assert sha256_file(tmp_path / "a" / file) == sha256_file(tmp_path / "b" / file)
 
 
 def test_hits_by_query(engine: SearchEngine, queries: QuerySet, tmp_path: Path) -> None:
-    results = write_results(tmp_path / "out", engine, queries, 3, batch_queries=5)
+    results = write_results(tmp_path / "out", engine, queries, SearchRequest(3), batch_queries=5)
     table = results.table(["row"])["row"].to_pylist()
     seen = {query: hits["row"].to_pylist() for query, hits in results.iter_queries(["row"])}
     assert seen == {query: table[3 * query : 3 * query + 3] for query in range(23)}
@@ -85,7 +94,7 @@ def test_hits_by_query(engine: SearchEngine, queries: QuerySet, tmp_path: Path) 
 def test_fewer_hits_than_asked_are_fewer_lines(
     engine: SearchEngine, queries: QuerySet, tmp_path: Path
 ) -> None:
-    results = write_results(tmp_path / "out", engine, queries, 400, batch_queries=10)
+    results = write_results(tmp_path / "out", engine, queries, SearchRequest(400), batch_queries=10)
     assert results.n_hits == 23 * 300 == len(results.table(["query"]))
     assert all(len(hits) == 300 for _, hits in results.iter_queries())
 
@@ -100,7 +109,7 @@ def test_columns_named_like_a_hits_own_are_renamed(
     numbers = list(range(60))
     gallery = write_gallery_rows(draw_rows(60), "other", columns={"score": numbers, "url": numbers})
     engine = SearchEngine.open(build(gallery, name="other_index"))
-    results = write_results(tmp_path / "out", engine, queries, 2)
+    results = write_results(tmp_path / "out", engine, queries, SearchRequest(2))
     assert results.columns == ("query", "rank", "row", "score", "metadata.score", "url")
     table = results.table()
     np.testing.assert_array_equal(table["metadata.score"], table["row"])
@@ -109,7 +118,7 @@ def test_columns_named_like_a_hits_own_are_renamed(
 def test_altered_and_unfinished_results_are_refused(
     engine: SearchEngine, queries: QuerySet, tmp_path: Path
 ) -> None:
-    write_results(tmp_path / "out", engine, queries, 4)
+    write_results(tmp_path / "out", engine, queries, SearchRequest(4))
     path = tmp_path / "out" / "results.parquet"
     content = bytearray(path.read_bytes())
     content[100] ^= 1
@@ -127,9 +136,9 @@ def test_strangers_are_not_written_over(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     with pytest.raises(ResultsError, match=r"holds thesis\.tex and no results\.parquet"):
-        write_results(tmp_path / "out", engine, queries, 4)
+        write_results(tmp_path / "out", engine, queries, SearchRequest(4))
     with pytest.raises(ResultsError, match="is a file; results are a folder"):
-        write_results(tmp_path / "out" / "thesis.tex", engine, queries, 4)
+        write_results(tmp_path / "out" / "thesis.tex", engine, queries, SearchRequest(4))
 
 
 def test_a_refused_search_leaves_earlier_results_alone(
@@ -139,10 +148,10 @@ def test_a_refused_search_leaves_earlier_results_alone(
     write_gallery_rows: Callable[..., EmbeddingFolder],
     tmp_path: Path,
 ) -> None:
-    write_results(tmp_path / "out", engine, queries, 4)
+    write_results(tmp_path / "out", engine, queries, SearchRequest(4))
     other = load_queries(write_gallery_rows(draw_rows(3), "alien", model="ViT-H-14").path)
     with pytest.raises(SpaceMismatchError):
-        write_results(tmp_path / "out", engine, other, 4)
+        write_results(tmp_path / "out", engine, other, SearchRequest(4))
     with pytest.raises(SearchError, match="k is 0"):
-        write_results(tmp_path / "out", engine, queries, 0)
+        write_results(tmp_path / "out", engine, queries, SearchRequest(0))
     assert Results.open(tmp_path / "out").k == 4

@@ -16,6 +16,7 @@ from retrieval.benchmarks.recall import measure_recall
 from retrieval.errors import BenchmarkError
 from retrieval.search.engine import SearchEngine
 from retrieval.search.queries import load_queries
+from retrieval.search.request import SearchRequest
 
 DIM, N_ROWS = 64, 1500
 
@@ -62,7 +63,7 @@ def test_recall_is_the_overlap_with_a_brute_force_search(
     stored = gallery.take(np.arange(N_ROWS)).astype(np.float64)
     cosines = asked @ stored.T / np.linalg.norm(stored, axis=1)
     exact = np.argsort(-cosines, axis=1)[:, :5]
-    found = engine.search(asked, 5, breadth=2, n_candidates=8).rows
+    found = engine.search(asked, SearchRequest(5, breadth=2, n_candidates=8)).rows
     shares = [len(set(e) & set(f)) / 5 for e, f in zip(exact, found, strict=True)]
     share = report.recall[5]
     assert share.value == pytest.approx(np.mean(shares)) and 0 < share.value < 1

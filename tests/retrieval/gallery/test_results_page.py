@@ -23,6 +23,7 @@ from retrieval.gallery.results_page import (
 from retrieval.results import write_results
 from retrieval.search.engine import SearchEngine
 from retrieval.search.queries import load_queries
+from retrieval.search.request import SearchRequest
 
 SPACE = EmbeddingSpace("a model", "final", 1, 8, True)
 
@@ -58,7 +59,7 @@ def test_seen_images_are_counted_and_shown(engine: SearchEngine, tmp_path: Path)
     near /= np.linalg.norm(near, axis=1, keepdims=True)
     write(tmp_path / "asked", near, {"image_id": [12, 13, 99], "n_trials": [3, 3, 1]})
     queries = load_queries(tmp_path / "asked")
-    results = write_results(tmp_path / "results", engine, queries, 4)
+    results = write_results(tmp_path / "results", engine, queries, SearchRequest(4))
     found = count_found(results, queries)
     assert (found.n_known, found.n_first, found.n_found) == (3, 1, 2)
     page = write_results_gallery(results, engine, queries, title="Test")
@@ -71,7 +72,7 @@ def test_seen_images_are_counted_and_shown(engine: SearchEngine, tmp_path: Path)
 def test_queries_without_a_record_of_what_was_seen(engine: SearchEngine, tmp_path: Path) -> None:
     np.save(tmp_path / "asked.npy", np.eye(8, dtype=np.float32)[:2])
     queries = load_queries(tmp_path / "asked.npy")
-    results = write_results(tmp_path / "results", engine, queries, 2)
+    results = write_results(tmp_path / "results", engine, queries, SearchRequest(2))
     assert count_found(results, queries).n_known == 0
     text = write_results_gallery(results, engine, queries, title="Test").read_text()
     assert "query 0" in text and "Found at rank" not in text.split("</style>")[1]
@@ -82,7 +83,7 @@ def test_a_gallery_without_pictures_is_refused(tmp_path: Path) -> None:
     build_index(Collection.open([gallery.path]), tmp_path / "index", plan_index(8, SPACE))
     engine = SearchEngine.open(tmp_path / "index")
     queries = load_queries(tmp_path / "bare")
-    results = write_results(tmp_path / "results", engine, queries, 2)
+    results = write_results(tmp_path / "results", engine, queries, SearchRequest(2))
     with pytest.raises(ResultsError, match="has no column image_path"):
         write_results_gallery(results, engine, queries, title="Test")
 
@@ -111,7 +112,7 @@ def test_pictures_are_those_of_the_folder_of_the_row(tmp_path: Path) -> None:
     assert _picture(engine.embeddings, {"row": 0, "image_path": None}) is None
     write(tmp_path / "asked", np.eye(8)[[1, 6]], {"image_id": [1, 6]})
     queries = load_queries(tmp_path / "asked")
-    results = write_results(tmp_path / "results", engine, queries, 1)
+    results = write_results(tmp_path / "results", engine, queries, SearchRequest(1))
     text = write_results_gallery(results, engine, queries, title="Test").read_text()
     assert text.count("data:image/") == 2  # each found first, and shown once
 

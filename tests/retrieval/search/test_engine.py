@@ -19,6 +19,7 @@ from index_builder.planning import plan_index
 from retrieval.errors import QueryError, SearchError
 from retrieval.search.engine import SearchEngine
 from retrieval.search.queries import load_queries
+from retrieval.search.request import SearchRequest
 
 Draw = Callable[[int], np.ndarray]
 Write = Callable[..., EmbeddingFolder]
@@ -64,7 +65,7 @@ def test_full_effort_equals_brute_force(
     rows = draw_rows(500)
     engine = SearchEngine.open(build(write_gallery_rows(rows), **DESIGNS[design]))
     queries = draw_rows(20).astype(dtype) * 3
-    result = engine.search(queries, 15, **full_effort(engine))
+    result = engine.search(queries, SearchRequest(15, **full_effort(engine)))
     expected_rows, expected_scores = brute_force(rows, queries, 15)
     np.testing.assert_array_equal(result.rows, expected_rows)
     np.testing.assert_allclose(result.scores, expected_scores, rtol=0, atol=2e-7)
@@ -100,7 +101,7 @@ def test_a_lossy_copy_ranks_nearly_as_the_rows(
     rows = draw_rows(600)
     engine = SearchEngine.open(build(write_gallery_rows(rows), code, rerank=rerank, n_shards=2))
     queries = draw_rows(30)
-    result = engine.search(queries, 10, **full_effort(engine))
+    result = engine.search(queries, SearchRequest(10, **full_effort(engine)))
     expected, scores = brute_force(rows, queries, 10)
     alike = [np.isin(*pair).mean() for pair in zip(expected, result.rows, strict=True)]
     assert np.mean(alike) > {"sq8": 0.95, "rabitq4": 0.8}[rerank]
@@ -114,7 +115,7 @@ def test_the_default_effort_reaches_what_the_certificate_says(
     rows, queries = drawn[:2000], drawn[2000:]
     engine = SearchEngine.open(build(write_gallery_rows(rows), target_recall=0.9))
     assert engine.manifest["certificate"]["is_reached"]
-    found = engine.search(queries, 10).rows
+    found = engine.search(queries, SearchRequest(10)).rows
     truth = brute_force(rows, queries, 10)[0]
     recall = np.mean([np.isin(t, f).mean() for t, f in zip(truth, found, strict=True)])
     assert recall > 0.85
@@ -126,9 +127,9 @@ def test_batches_do_not_change_the_result(
 ) -> None:
     engine = SearchEngine.open(build(write_gallery_rows(draw_rows(400)), **DESIGNS[design]))
     queries = draw_rows(50)
-    whole = engine.search(queries, 7)
+    whole = engine.search(queries, SearchRequest(7))
     for batch_queries in (1, 13):
-        parts = engine.search(queries, 7, batch_queries=batch_queries)
+        parts = engine.search(queries, SearchRequest(7), batch_queries=batch_queries)
         np.testing.assert_array_equal(parts.rows, whole.rows)
         np.testing.assert_array_equal(parts.scores, whole.scores)
 
@@ -141,7 +142,10 @@ def test_shards_do_not_change_the_result(
     four = SearchEngine.open(build(embeddings, name="four", n_shards=4))
     queries = draw_rows(30)
     effort = {"breadth": 3, "n_candidates": 60}
-    found, expected = four.search(queries, 10, **effort), one.search(queries, 10, **effort)
+    found, expected = (
+        four.search(queries, SearchRequest(10, **effort)),
+        one.search(queries, SearchRequest(10, **effort)),
+    )
     np.testing.assert_array_equal(found.rows, expected.rows)
     np.testing.assert_array_equal(found.scores, expected.scores)
 
@@ -152,7 +156,7 @@ def test_copies_come_by_row(
 ) -> None:
     rows = np.tile(draw_rows(40), (5, 1))
     engine = SearchEngine.open(build(write_gallery_rows(rows), **DESIGNS[design]))
-    result = engine.search(rows[:40], 5, **full_effort(engine))
+    result = engine.search(rows[:40], SearchRequest(5, **full_effort(engine)))
     expected = np.arange(40)[:, None] + 40 * np.arange(5)
     np.testing.assert_array_equal(result.rows, expected)
     assert (result.scores == result.scores[:, :1]).all()
@@ -163,7 +167,7 @@ def test_more_hits_than_rows_are_padded(
     draw_rows: Draw, write_gallery_rows: Write, build: Build, design: str
 ) -> None:
     engine = SearchEngine.open(build(write_gallery_rows(draw_rows(90)), **DESIGNS[design]))
-    result = engine.search(draw_rows(3), 100)
+    result = engine.search(draw_rows(3), SearchRequest(100))
     np.testing.assert_array_equal(np.sort(result.rows[:, :90]), np.tile(np.arange(90), (3, 1)))
     assert (result.rows[:, 90:] == -1).all() and np.isnan(result.scores[:, 90:]).all()
     assert (np.diff(result.scores[:, :90], axis=1) <= 0).all()
@@ -181,7 +185,7 @@ def test_tombstones_are_never_found(
     space = EmbeddingSpace("ViT-L-14/openai", "final", 1, rows.shape[1], True)
     embeddings = Collection.open([tmp_path / "foreign"], space=space)
     engine = SearchEngine.open(build(embeddings, bad_rows="tombstone", **DESIGNS[design]))
-    result = engine.search(draw_rows(4), 300)
+    result = engine.search(draw_rows(4), SearchRequest(300))
     assert not np.isin(dead, result.rows).any()
     assert ((result.rows >= 0).sum(axis=1) == 297).all()
     assert engine.columns == ()
@@ -201,12 +205,12 @@ def test_deleted_rows_are_never_found_and_others_take_their_places(
     engine = SearchEngine.open(index)
     np.testing.assert_array_equal(engine.deleted, deleted)
     expected = alive[brute_force(rows[alive], queries, 10)[0]]
-    full = engine.search(queries, 10, **full_effort(engine))
+    full = engine.search(queries, SearchRequest(10, **full_effort(engine)))
     np.testing.assert_array_equal(full.rows, expected)
     # With the least effort there are k hits all the same.
     least = {} if design.startswith("flat") else {"breadth": 1, "n_candidates": 10}
     for k, effort in ((10, least), (10, {}), (300, {})):
-        result = engine.search(queries, k, **effort)
+        result = engine.search(queries, SearchRequest(k, **effort))
         assert not np.isin(result.rows, deleted).any()
         assert ((result.rows >= 0).sum(axis=1) == min(k, len(alive))).all()
         found = np.sort(result.rows[:, : min(k, len(alive))], axis=1)
@@ -219,7 +223,7 @@ def test_an_index_of_which_all_was_deleted(
 ) -> None:
     index = build(write_gallery_rows(draw_rows(60)), **DESIGNS[design])
     delete_rows(index, np.arange(60))
-    result = SearchEngine.open(index).search(draw_rows(3), 5)
+    result = SearchEngine.open(index).search(draw_rows(3), SearchRequest(5))
     assert (result.rows == -1).all() and np.isnan(result.scores).all()
 
 
@@ -240,7 +244,7 @@ def test_rows_of_all_folders_are_found(
     engine = SearchEngine.open(tmp_path / "index")
     assert engine.n_rows == 400 and len(engine.embeddings.folders) == 2
     queries = draw_rows(10)
-    result = engine.search(queries, 12, **full_effort(engine))
+    result = engine.search(queries, SearchRequest(12, **full_effort(engine)))
     np.testing.assert_array_equal(result.rows, brute_force(rows, queries, 12)[0])
     captions = engine.metadata(np.array([249, 250, 399, 0]), ["caption"])["caption"].to_pylist()
     assert captions == ["caption 249", "caption 0", "caption 149", "caption 0"]
@@ -252,9 +256,9 @@ def test_threads_may_share_an_engine(
 ) -> None:
     engine = SearchEngine.open(build(write_gallery_rows(draw_rows(400)), **DESIGNS[design]))
     batches = [draw_rows(7) for _ in range(8)]
-    alone = [engine.search(batch, 6) for batch in batches]
+    alone = [engine.search(batch, SearchRequest(6)) for batch in batches]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda batch: engine.search(batch, 6), batches))
+        together = list(pool.map(lambda batch: engine.search(batch, SearchRequest(6)), batches))
     for found, expected in zip(together, alone, strict=True):
         np.testing.assert_array_equal(found.rows, expected.rows)
         np.testing.assert_array_equal(found.scores, expected.scores)
@@ -266,7 +270,7 @@ def test_hidden_tokens_are_searched_as_one_vector(
     rows = rng.standard_normal((120, 3, 16))
     rows = (rows / np.linalg.norm(rows, axis=(1, 2), keepdims=True)).astype(np.float16)
     engine = SearchEngine.open(build(write_gallery_rows(rows)))
-    result = engine.search(rows[:10], 5, **full_effort(engine))
+    result = engine.search(rows[:10], SearchRequest(5, **full_effort(engine)))
     np.testing.assert_array_equal(result.rows, brute_force(rows, rows[:10], 5)[0])
 
 
@@ -276,10 +280,12 @@ def test_effort_travels_with_the_call(
     engine = SearchEngine.open(build(write_gallery_rows(draw_rows(1500)), n_shards=2))
     queries = draw_rows(40)
     efforts = [{"breadth": p, "n_candidates": c} for p in (1, 4, 16) for c in (10, 50)]
-    alone = [engine.search(queries, 10, **effort).rows for effort in efforts]
+    alone = [engine.search(queries, SearchRequest(10, **effort)).rows for effort in efforts]
     with ThreadPoolExecutor(4) as pool:
         together = list(
-            pool.map(lambda effort: engine.search(queries, 10, **effort).rows, efforts * 3)
+            pool.map(
+                lambda effort: engine.search(queries, SearchRequest(10, **effort)).rows, efforts * 3
+            )
         )
     for found, expected in zip(together, alone * 3, strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -289,9 +295,11 @@ def test_effort_travels_with_the_call(
 def test_candidates_grow_with_k(draw_rows: Draw, write_gallery_rows: Write, build: Build) -> None:
     engine = SearchEngine.open(build(write_gallery_rows(draw_rows(1500))))
     certified = engine.manifest["certificate"]["effort"]
-    assert engine.effort(1) == engine.effort(10) == certified
-    assert engine.effort(20)["n_candidates"] == min(1500, 2 * certified["n_candidates"])
-    assert engine.effort(2000)["n_candidates"] == 2000
+    assert engine.effort(SearchRequest(1)) == engine.effort(SearchRequest(10)) == certified
+    assert engine.effort(SearchRequest(20))["n_candidates"] == min(
+        1500, 2 * certified["n_candidates"]
+    )
+    assert engine.effort(SearchRequest(2000))["n_candidates"] == 2000
 
 
 def test_out_of_range_parameters_are_refused(
@@ -301,37 +309,37 @@ def test_out_of_range_parameters_are_refused(
     engine = SearchEngine.open(build(embeddings))
     queries = draw_rows(1)
     with pytest.raises(SearchError, match="k is 0, expected at least 1"):
-        engine.search(queries, 0)
+        engine.search(queries, SearchRequest(0))
     for n_probe in (0, 3):
         with pytest.raises(SearchError, match=rf"n_probe is {n_probe}, expected 1 to 2"):
-            engine.search(queries, 5, breadth=n_probe)
+            engine.search(queries, SearchRequest(5, breadth=n_probe))
     with pytest.raises(SearchError, match="n_candidates is 4, expected at least k, which is 5"):
-        engine.search(queries, 5, n_candidates=4)
+        engine.search(queries, SearchRequest(5, n_candidates=4))
     with pytest.raises(SearchError, match="batch_queries is 0"):
-        engine.search(queries, 5, batch_queries=0)
+        engine.search(queries, SearchRequest(5), batch_queries=0)
     flat = SearchEngine.open(build(embeddings, "flat", name="flat"))
     with pytest.raises(SearchError, match="is a flat index, which compares every row"):
-        flat.search(queries, 5, breadth=1)
+        flat.search(queries, SearchRequest(5, breadth=1))
 
 
 def test_bad_queries_are_refused(draw_rows: Draw, write_gallery_rows: Write, build: Build) -> None:
     engine = SearchEngine.open(build(write_gallery_rows(draw_rows(60))))
     with pytest.raises(QueryError, match=r"have \(47,\) numbers each, and .* 48"):
-        engine.search(np.ones((2, 47), np.float32), 3)
+        engine.search(np.ones((2, 47), np.float32), SearchRequest(3))
     with pytest.raises(QueryError, match=r"shape \(48,\) and dtype float32, expected \(n, 48\)"):
-        engine.search(np.ones(48, np.float32), 3)
+        engine.search(np.ones(48, np.float32), SearchRequest(3))
     with pytest.raises(QueryError, match="dtype int64"):
-        engine.search(np.ones((2, 48), np.int64), 3)
+        engine.search(np.ones((2, 48), np.int64), SearchRequest(3))
     for bad in (np.nan, np.inf, 0.0):
         queries = np.ones((300, 48), np.float32)
         queries[290] = bad
         with pytest.raises(QueryError, match="query 290 is zero or holds NaN or infinite"):
-            engine.search(queries, 3)
+            engine.search(queries, SearchRequest(3))
 
 
 def test_no_queries_give_no_hits(draw_rows: Draw, write_gallery_rows: Write, build: Build) -> None:
     engine = SearchEngine.open(build(write_gallery_rows(draw_rows(60))))
-    assert engine.search(np.empty((0, 48), np.float32), 3).rows.shape == (0, 3)
+    assert engine.search(np.empty((0, 48), np.float32), SearchRequest(3)).rows.shape == (0, 3)
 
 
 def test_queries_of_another_space_are_refused(
@@ -340,7 +348,7 @@ def test_queries_of_another_space_are_refused(
     engine = SearchEngine.open(build(write_gallery_rows(draw_rows(60))))
     other = write_gallery_rows(draw_rows(4), "queries", model="ViT-H-14")
     with pytest.raises(SpaceMismatchError, match=r"(?s)ViT-L-14/openai.*ViT-H-14"):
-        next(engine.search_set(load_queries(other.path), 3))
+        next(engine.search_set(load_queries(other.path), SearchRequest(3)))
 
 
 @pytest.mark.parametrize("design", ["flat in memory", "lists and a copy", "graph and a copy"])
