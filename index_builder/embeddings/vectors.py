@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import math
 import threading
-import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import PartError
+from .npy_header import read_npy_header
 from .storage import Storage
 
 VECTOR_COLUMNS = ("embedding", "vector")
@@ -306,12 +306,8 @@ def _read_header(
     n_header_bytes = min(n_bytes, _LONGEST_HEADER_BYTES)
     handle = io.BytesIO(storage.read_range(file, 0, n_header_bytes) if n_bytes else b"")
     try:
-        version = np.lib.format.read_magic(handle)
-        if version == (1, 0):
-            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(handle)
-        else:  # 3.0 differs from 2.0 in field names beyond latin-1, and arrays of floats have none
-            shape, is_fortran, dtype = np.lib.format.read_array_header_2_0(handle)
-    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+        shape, is_fortran, dtype = read_npy_header(handle)
+    except ValueError as error:
         raise PartError(
             f"{storage.path_of(file)} ({n_bytes} bytes) is not an npy file: {error}. "
             f"It was truncated or is something else; copy or make it again."
