@@ -10,6 +10,7 @@ import numpy as np
 
 from .graph import Graph
 from .inverted_file import InvertedFile
+from .row_set import RowSet
 
 if TYPE_CHECKING:
     from .planning import IndexPlan
@@ -42,8 +43,17 @@ class Nominator(Protocol):
     def breadths(self) -> list[int]:
         """Return breadths worth trying, rising."""
 
+    def widened(self, breadth: int, share: float) -> int:
+        """Return the breadth with which a share of the rows is found as surely as all of them."""
+
     def candidates(
-        self, unit: np.ndarray, breadth: int, n_candidates: int, *, n_least: int
+        self,
+        unit: np.ndarray,
+        breadth: int,
+        n_candidates: int,
+        *,
+        n_least: int,
+        allowed: RowSet | None = None,
     ) -> np.ndarray:
         """Return rows that may be near each query, the most promising first.
 
@@ -55,6 +65,8 @@ class Nominator(Protocol):
         n_least : int
             A query for which fewer are found takes more breadth, until they are or there are no
             more.
+        allowed : RowSet or None
+            Rows that may be found; None: all.
 
         Returns
         -------
@@ -104,6 +116,7 @@ def nominate(
     *,
     n_least: int,
     deleted: np.ndarray,
+    allowed: RowSet | None = None,
 ) -> np.ndarray:
     """Return candidates as if the deleted rows had never been in the index.
 
@@ -113,6 +126,8 @@ def nominate(
     unit, breadth, n_candidates, n_least
         As for `Nominator.candidates`; only rows that aren't deleted count.
     deleted : ndarray of shape (m,), int64, rising
+    allowed : RowSet or None
+        Rows that may be found, none of them deleted; None: all that aren't deleted.
 
     Returns
     -------
@@ -127,8 +142,8 @@ def nominate(
     """
     if not nominator.n_codes:  # all were taken down, and merged away
         return np.full((len(unit), n_candidates), -1, np.int64)
-    if not len(deleted):
-        return nominator.candidates(unit, breadth, n_candidates, n_least=n_least)
+    if allowed is not None or not len(deleted):
+        return nominator.candidates(unit, breadth, n_candidates, n_least=n_least, allowed=allowed)
     rows = np.full((len(unit), n_candidates), -1, np.int64)
     unfilled = np.arange(len(unit))
     n_asked, n_sought = n_candidates, n_least

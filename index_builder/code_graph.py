@@ -146,7 +146,9 @@ class CodeGraph:
             save_array(folder / name, array)
         return list(FILES)
 
-    def nearest(self, queries: np.ndarray, k: int, breadth: int) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(
+        self, queries: np.ndarray, k: int, breadth: int, allowed: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return squared distances and nodes, (n_queries, k); infinite and -1 where none is found.
 
         Parameters
@@ -157,12 +159,14 @@ class CodeGraph:
         breadth : int
             Nodes in view while the graph is walked; ``k`` where that is more. With all nodes in
             view all are compared: there may be nodes that no link leads to.
+        allowed : ndarray of shape (ceil(n / 8),), uint8, or None
+            A bit a node, the lowest first: whether it may be found.
         """
         breadth = max(breadth, k)
         if breadth < len(self):
-            distances, nodes = search_graph(self.graph, queries, k, breadth)
+            distances, nodes = search_graph(self.graph, queries, k, breadth, allowed)
         else:
-            distances, nodes = scan_graph(self.graph, queries, k)
+            distances, nodes = scan_graph(self.graph, queries, k, allowed)
         distances[nodes < 0] = np.inf
         return distances, nodes
 

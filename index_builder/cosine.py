@@ -15,7 +15,7 @@ from .threads import in_threads
 
 _PAIR_BYTES = 32 << 20  # float64 rows of pairs in flight
 _BLOCK_ROWS = 512  # worked on together, while they stay in a processor's cache
-_SMALLEST_NORM = 1e-30
+SMALLEST_NORM = 1e-30
 _SHORTEST = 1e-12
 
 
@@ -46,7 +46,7 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 def row_norms(rows: np.ndarray) -> np.ndarray:
     """Return Euclidean norms (n,), float32, of rows (n, width); never below 1e-30."""
     squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-    norms: np.ndarray = np.maximum(np.sqrt(squares), _SMALLEST_NORM).astype(np.float32)
+    norms: np.ndarray = np.maximum(np.sqrt(squares), SMALLEST_NORM).astype(np.float32)
     return norms
 
 
@@ -93,7 +93,7 @@ def pair_scores(
         right = vectors[vector_of[piece]].astype(np.float64)
         dots = np.einsum("ij,ij->i", left, right)
         squares = np.einsum("ij,ij->i", left, left) * np.einsum("ij,ij->i", right, right)
-        scores[piece] = dots / np.sqrt(np.maximum(squares, _SMALLEST_NORM**2))
+        scores[piece] = dots / np.sqrt(np.maximum(squares, SMALLEST_NORM**2))
     return scores
 
 

@@ -116,6 +116,7 @@ class CodeLists:
     def __init__(self, coarse: Any, bits: int) -> None:
         self._index = make_coder(coarse, bits)
         self._index.own_fields = False
+        self.n_lists = int(coarse.ntotal)
         self.code_size = int(self._index.code_size)
         self._lists = faiss.OnDiskInvertedLists(coarse.ntotal, self.code_size, "")
         self._lists.prefetch_nthread = 0
@@ -194,6 +195,32 @@ class CodeLists:
         )
         place = np.where(pairs < 0, -1, pairs & ((1 << _PLACE_BITS) - 1))
         return estimates, pairs >> _PLACE_BITS, place
+
+
+def inner_products(queries: np.ndarray, vectors: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the inner product of each query and each of its vectors.
+
+    Parameters
+    ----------
+    queries : ndarray of shape (n_queries, width), float32
+    vectors : ndarray of shape (n_vectors, width), float32
+    places : ndarray of shape (n_queries, m), int64
+        Rows of ``vectors``; -1: none.
+
+    Returns
+    -------
+    products : ndarray of shape (n_queries, m), float32
+        -infinity where there is none.
+    """
+    queries, vectors = (np.ascontiguousarray(each, np.float32) for each in (queries, vectors))
+    places = np.ascontiguousarray(places, np.int64)
+    products = np.empty(places.shape, np.float32)
+    faiss.fvec_inner_products_by_idx(
+        *(faiss.swig_ptr(array) for array in (products, queries, vectors, places)),
+        queries.shape[1],
+        *places.shape,
+    )
+    return products
 
 
 # Graphs over codes of one byte a coordinate.
@@ -282,7 +309,7 @@ def _view(vector: Any, array: np.ndarray) -> Any:
 
 
 def search_graph(
-    graph: Any, queries: np.ndarray, k: int, breadth: int
+    graph: Any, queries: np.ndarray, k: int, breadth: int, allowed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return squared distances (n_queries, k), float32, and nodes, int64; -1 where fewer are found.
 
@@ -293,14 +320,23 @@ def search_graph(
     k : int
     breadth : int
         Nodes in view while the graph is walked, at least ``k``.
+    allowed : ndarray of shape (ceil(n / 8),), uint8, or None
+        A bit a node, the lowest first: whether it may be found. Others are walked through.
     """
-    parameters = faiss.SearchParametersHNSW()
+    parameters = faiss.SearchParametersHNSW(sel=_selector(allowed))
     parameters.efSearch = breadth
     distances, nodes = graph.search(queries.astype(np.float32), k, params=parameters)
     return distances, nodes
 
 
-def scan_graph(graph: Any, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def scan_graph(
+    graph: Any, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return what `search_graph` does, from a comparison with all nodes."""
-    distances, nodes = graph.storage.search(queries.astype(np.float32), k)
+    parameters = faiss.SearchParameters(sel=_selector(allowed))
+    distances, nodes = graph.storage.search(queries.astype(np.float32), k, params=parameters)
     return distances, nodes
+
+
+def _selector(allowed: np.ndarray | None) -> Any:
+    return None if allowed is None else faiss.IDSelectorBitmap(allowed)

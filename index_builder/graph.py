@@ -8,10 +8,12 @@ so that distances of all shards are on one scale. `code_graph` has the arrays; b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,9 +23,10 @@ from .cosine import unit_rows
 from .costs import MOST_WIDTH, graph_ram_bytes
 from .embeddings.progress import track
 from .errors import IndexDamagedError, PlanError
-from .fan_out import FanOut, merge_nearest
+from .fan_out import FanOut, Found, merge_nearest
 from .npy import save_array
 from .quantizer import QUANTIZER_FOLDER, Quantizer, load_quantizer
+from .row_set import RowSet
 from .scalar_codes import encode_eight_bits
 
 if TYPE_CHECKING:
@@ -101,9 +104,16 @@ class _OpenGraph:
     rows: np.ndarray
     row_start: int
 
-    def nearest(self, queries: np.ndarray, k: int, breadth: int) -> tuple[np.ndarray, np.ndarray]:
+    def allowed_nodes(self, allowed: RowSet) -> np.ndarray:
+        """Return a bit a node, the lowest first: whether its row is in the set."""
+        is_allowed = allowed.holds(self.rows.astype(np.int64) + self.row_start)
+        return np.packbits(is_allowed, bitorder="little")
+
+    def nearest(
+        self, queries: np.ndarray, k: int, breadth: int, allowed: np.ndarray | None
+    ) -> Found:
         """Return squared distances and global rows, (n_queries, k); -1 where fewer are found."""
-        distances, nodes = self.graph.nearest(queries, min(k, len(self.rows)), breadth)
+        distances, nodes = self.graph.nearest(queries, min(k, len(self.rows)), breadth, allowed)
         rows = self.rows[nodes].astype(np.int64) + self.row_start
         rows[nodes < 0] = -1
         return distances, rows
@@ -131,6 +141,7 @@ class Graph:
         self._width = len(quantizer.mean)
         self.ram_bytes = graph_ram_bytes(self.n_codes, self._width)
         self._fan_out = FanOut(len(self._graphs))
+        self._allowed: WeakKeyDictionary[RowSet, list[np.ndarray]] = WeakKeyDictionary()
 
     @classmethod
     def open(cls, root: Path, shards: Sequence[Shard]) -> Graph:
@@ -170,8 +181,21 @@ class Graph:
         )
         return compared * self._width
 
+    def widened(self, breadth: int, share: float) -> int:
+        """Return the breadth with which a share of the rows is found as surely as all of them.
+
+        Only every ``1 / share``-th node in view is one that may be found.
+        """
+        return min(self.most_breadth, math.ceil(breadth / share))
+
     def candidates(
-        self, unit: np.ndarray, breadth: int, n_candidates: int, *, n_least: int
+        self,
+        unit: np.ndarray,
+        breadth: int,
+        n_candidates: int,
+        *,
+        n_least: int,
+        allowed: RowSet | None = None,
     ) -> np.ndarray:
         """Return rows that may be near each query, the most promising first.
 
@@ -184,6 +208,8 @@ class Graph:
         n_least : int
             A query for which fewer are found is searched with twice the breadth, until they are
             or all codes have been compared.
+        allowed : RowSet or None
+            Rows that may be found; None: all.
 
         Returns
         -------
@@ -195,18 +221,32 @@ class Graph:
         rows = np.full((len(unit), n_candidates), -1, np.int64)
         unfilled = np.arange(len(unit))
         while len(unfilled):
-            rows[unfilled] = self._search(queries[unfilled], n_candidates, breadth)
+            rows[unfilled] = self._search(queries[unfilled], n_candidates, breadth, allowed)
+            if breadth >= self.most_breadth:
+                break
             unfilled = unfilled[(rows[unfilled] >= 0).sum(axis=1) < n_least]
             breadth = 2 * max(breadth, n_candidates)
         return rows
 
-    def _search(self, queries: np.ndarray, n_candidates: int, breadth: int) -> np.ndarray:
-        def search_one(graph: _OpenGraph) -> tuple[np.ndarray, np.ndarray]:
-            return graph.nearest(queries, n_candidates, breadth)
+    def _search(
+        self, queries: np.ndarray, n_candidates: int, breadth: int, allowed: RowSet | None
+    ) -> np.ndarray:
+        def search_one(opened: tuple[_OpenGraph, np.ndarray | None]) -> Found:
+            return opened[0].nearest(queries, n_candidates, breadth, opened[1])
 
         if not self._graphs:
             return np.full((len(queries), n_candidates), -1, np.int64)
-        return merge_nearest(self._fan_out.search(search_one, self._graphs), n_candidates)[1]
+        nodes = [None] * len(self._graphs) if allowed is None else self._nodes_of(allowed)
+        opened = list(zip(self._graphs, nodes, strict=True))
+        return merge_nearest(self._fan_out.search(search_one, opened), n_candidates)[1]
+
+    def _nodes_of(self, allowed: RowSet) -> list[np.ndarray]:
+        """Return the allowed nodes of each graph, kept as long as the set is."""
+        nodes = self._allowed.get(allowed)
+        if nodes is None:
+            nodes = [graph.allowed_nodes(allowed) for graph in self._graphs]
+            self._allowed[allowed] = nodes
+        return nodes
 
 
 def _encode(quantizer: Quantizer, unit: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ All shards share one quantizer, so their estimated distances can be merged as th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ from .factory import encode, make_coder
 from .list_tiers import InMemory, ListTier, OnDisk
 from .npy import write_rows
 from .quantizer import QUANTIZER_FOLDER, Quantizer, load_quantizer
+from .row_set import RowSet
 
 if TYPE_CHECKING:
     from .planning import IndexPlan
@@ -129,12 +131,9 @@ class ShardLists:
         """Fill an array of bytes with codes from number ``first`` on."""
         self._storage.read_into(CODES_FILE, self._first_byte + first * self.code_size, out)
 
-    def rows_at(self, lists: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """Return global rows of codes, by list and place in it; -1 where a place is."""
-        rows = np.full(lists.shape, -1, np.int64)
-        is_code = places >= 0
-        at = self.starts[lists[is_code]] + places[is_code]
-        rows[is_code] = self.rows[at].astype(np.int64) + self.row_start
+    def rows_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Return global rows (n,), int64, of codes by their numbers in the shard."""
+        rows: np.ndarray = self.rows[numbers].astype(np.int64) + self.row_start
         return rows
 
 
@@ -207,8 +206,22 @@ class InvertedFile:
         mean_rows = float(np.square(self.list_rows, dtype=np.float64).sum()) / self.n_codes
         return int(min(self.n_codes, breadth * mean_rows) * self._code_size)
 
+    def widened(self, breadth: int, share: float) -> int:
+        """Return the breadth with which a share of the rows is found as surely as all of them.
+
+        Measured (docs/filters.md): the nearest rows of a share lie in fewer lists than in
+        proportion, and in more than before.
+        """
+        return min(self.n_lists, math.ceil(breadth / math.sqrt(share)))
+
     def candidates(
-        self, unit: np.ndarray, breadth: int, n_candidates: int, *, n_least: int
+        self,
+        unit: np.ndarray,
+        breadth: int,
+        n_candidates: int,
+        *,
+        n_least: int,
+        allowed: RowSet | None = None,
     ) -> np.ndarray:
         """Return rows that may be near each query, the most promising first.
 
@@ -220,13 +233,15 @@ class InvertedFile:
         n_candidates : int
         n_least : int
             A query whose lists hold fewer rows than this reads more lists, until they do.
+        allowed : RowSet or None
+            Rows that may be found; None: all.
 
         Returns
         -------
         rows : ndarray of shape (n_queries, n_candidates), int64
             By estimated distance, ties by smaller row; -1 where the lists hold fewer.
         """
-        n_least = min(n_least, self.n_codes)
+        n_least = min(n_least, n_candidates, self.n_codes)
         transformed = self._quantizer.transform(unit)
         rows = np.full((len(unit), n_candidates), -1, np.int64)
         unfilled = np.arange(len(unit))
@@ -235,14 +250,20 @@ class InvertedFile:
             has_enough = self.list_rows[lists].sum(axis=1) >= n_least
             ready = unfilled[has_enough]
             if len(ready):
-                rows[ready] = self._search(transformed[ready], lists[has_enough], n_candidates)
+                rows[ready] = self._search(
+                    transformed[ready], lists[has_enough], n_candidates, allowed
+                )
+            if allowed is not None and breadth < self.n_lists:
+                has_enough[has_enough] = (rows[ready] >= 0).sum(axis=1) >= n_least
             unfilled = unfilled[~has_enough]
             breadth = min(2 * breadth, self.n_lists)
         return rows
 
-    def _search(self, vectors: np.ndarray, lists: np.ndarray, n_candidates: int) -> np.ndarray:
+    def _search(
+        self, vectors: np.ndarray, lists: np.ndarray, n_candidates: int, allowed: RowSet | None
+    ) -> np.ndarray:
         distances = np.empty(lists.shape, np.float32)
         for i, probed in enumerate(lists):
             difference = self._quantizer.centroids[probed] - vectors[i]
             distances[i] = np.einsum("ij,ij->i", difference, difference)
-        return self._tier.search(vectors, lists, distances, n_candidates)[1]
+        return self._tier.search(vectors, lists, distances, n_candidates, allowed)[1]

@@ -30,6 +30,7 @@ from .embeddings.collection import Collection
 from .embeddings.errors import ArtefactError, EmbeddingError, SpaceMismatchError
 from .embeddings.reader import EmbeddingFolder
 from .embeddings.space import EmbeddingSpace
+from .embeddings.verified import Verified
 from .errors import IndexDamagedError, SourceError
 from .shards import Shard, ShardTask
 
@@ -111,13 +112,22 @@ def read_index_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return manifest
 
 
-def verify_index_files(folder: str | os.PathLike[str], manifest: dict[str, Any]) -> tuple[int, int]:
+def verify_index_files(
+    folder: str | os.PathLike[str], manifest: dict[str, Any], *, verified: Verified | None = None
+) -> tuple[int, int]:
     """Compare every file of an index with its recorded size and SHA-256.
+
+    Parameters
+    ----------
+    folder : path
+    manifest : dict
+    verified : Verified or None
+        Files that it knows are not read again; None: every byte is.
 
     Returns
     -------
     n_files, n_bytes : int
-        What was read, the manifest not counted.
+        What stands there, the manifest not counted.
 
     Raises
     ------
@@ -131,9 +141,11 @@ def verify_index_files(folder: str | os.PathLike[str], manifest: dict[str, Any])
         if not name.endswith(".json"):
             continue
         record = json.loads((root / name).read_bytes())
-        verify_files((root / name).parent, record)
+        verify_files((root / name).parent, record, verified=verified)
         files, size = _count(record)
         n_files, n_bytes = n_files + files, n_bytes + size
+    if verified:
+        verified.save()
     return n_files, n_bytes
 
 

@@ -19,9 +19,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ArtefactError
+
+if TYPE_CHECKING:
+    from .verified import Verified
 
 TEMPORARY_SUFFIX = ".partial"
 _HASH_BLOCK_BYTES = 1 << 20
@@ -194,7 +197,11 @@ def parse_manifest(
 
 
 def verify_files(
-    folder: str | os.PathLike[str], manifest: dict[str, Any], *, contents: bool = True
+    folder: str | os.PathLike[str],
+    manifest: dict[str, Any],
+    *,
+    contents: bool = True,
+    verified: Verified | None = None,
 ) -> None:
     """Compare an artefact's files with its manifest.
 
@@ -205,6 +212,8 @@ def verify_files(
         As returned by `read_manifest`.
     contents : bool
         Compare SHA-256 too (reads every byte); otherwise existence and size alone.
+    verified : Verified or None
+        Files that it knows are not read; it is told of the others.
 
     Raises
     ------
@@ -218,17 +227,22 @@ def verify_files(
             raise ArtefactError(
                 f"{path} is missing; the manifest lists it. Make the artefact again."
             )
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
         if size != recorded["bytes"]:
             raise ArtefactError(
                 f"{path} has {size} bytes, and the manifest says {recorded['bytes']}: "
                 f"it was truncated or replaced. Make the artefact again or restore the file."
             )
-        if contents and sha256_file(path) != recorded["sha256"]:
+        if not contents or (verified and verified.holds(path, recorded["sha256"])):
+            continue
+        if sha256_file(path) != recorded["sha256"]:
             raise ArtefactError(
                 f"{path} differs from its recorded SHA-256 (same size, other bytes): it was "
                 f"altered or the disk is failing. Make the artefact again or restore the file."
             )
+        if verified:
+            verified.note(path, recorded["sha256"], status)
 
 
 def is_complete(

@@ -21,6 +21,7 @@ from index_builder.embeddings.collection import Collection
 from index_builder.embeddings.float16 import to_float32
 from index_builder.embeddings.reader import EmbeddingBatch
 from index_builder.embeddings.space import EmbeddingSpace
+from index_builder.embeddings.verified import Verified
 from index_builder.ground_truth import batches_of, block_rows, exact_search
 from index_builder.manifest import (
     open_sources,
@@ -116,8 +117,9 @@ class SearchEngine:
     ) -> SearchEngine:
         """Open an index: compare every file with its SHA-256, then load the codes.
 
-        Every byte of the index is read and hashed at each opening, metadata included, before
-        anything else parses it: about a second a GiB. What was altered is refused, always.
+        Every byte of the index is read and hashed, metadata included, before anything else parses
+        it: about a second a GiB. Files that were verified before and haven't been touched since
+        (`Verified`) are not read again. What was altered is refused.
 
         Parameters
         ----------
@@ -137,7 +139,7 @@ class SearchEngine:
         """
         path = Path(index_folder)
         manifest = read_index_manifest(path)
-        verify_index_files(path, manifest)
+        verify_index_files(path, manifest, verified=Verified.of(path))
         plan = IndexPlan.from_dict(manifest["plan"])
         sources = open_sources(path, manifest, embeddings)
         nominator = open_nominator(path, plan, shards_of(path, manifest))

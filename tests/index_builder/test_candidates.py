@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from index_builder import candidates, graph
 from index_builder.candidates import nominate, open_nominator
 from index_builder.cosine import unit_rows
 from index_builder.graph import Graph, GraphWriter
+from index_builder.row_set import RowSet
 
 Cone = Callable[..., np.ndarray]
 
@@ -35,9 +37,19 @@ class Exhaustive:
     def read_bytes(self, breadth: int) -> int:
         return breadth
 
+    def widened(self, breadth: int, share: float) -> int:
+        return min(self.most_breadth, math.ceil(breadth / share))
+
     def candidates(
-        self, unit: np.ndarray, breadth: int, n_candidates: int, *, n_least: int
+        self,
+        unit: np.ndarray,
+        breadth: int,
+        n_candidates: int,
+        *,
+        n_least: int,
+        allowed: RowSet | None = None,
     ) -> np.ndarray:
+        assert allowed is None
         self.n_asked += len(unit)
         list_of = np.arange(self.n_codes) % self.most_breadth
         while (list_of < breadth).sum() < min(n_least, self.n_codes):
@@ -158,3 +170,40 @@ def test_the_code_of_the_plan_is_opened(
         ((tmp_path, [1]), {"bits": 2, "tier": "memory"}),
         ((tmp_path, [1]), {"bits": 2, "tier": "disk"}),
     ]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.3, 0.02])
+def test_a_graph_finds_allowed_rows_alone(
+    rng: np.random.Generator, shards: tuple[np.ndarray, list[Any]], tmp_path: Path, share: float
+) -> None:
+    unit, stored = shards
+    opened = Graph.open(tmp_path, stored)
+    allowed = RowSet.of_mask(rng.random(700) < share)
+    every = opened.candidates(unit[:20], opened.most_breadth, 700, n_least=1)
+    for breadth, n_least in ((opened.most_breadth, 1), (opened.widened(16, share), 10)):
+        found = nominate(
+            opened,
+            unit[:20],
+            breadth,
+            12,
+            n_least=n_least,
+            deleted=np.empty(0, np.int64),
+            allowed=allowed,
+        )
+        expected = [rows[allowed.holds(rows)][:12] for rows in every]
+        assert allowed.holds(found[found >= 0]).all()
+        assert ((found >= 0).sum(axis=1) >= min(n_least, len(allowed))).all()
+        hits = [np.isin(few, rows).mean() for few, rows in zip(expected, found, strict=True)]
+        assert np.mean(hits) > (0.9 if breadth < opened.most_breadth else 0.9999)
+
+
+def test_a_graph_forgets_sets_that_are_gone(
+    shards: tuple[np.ndarray, list[Any]], tmp_path: Path
+) -> None:
+    unit, stored = shards
+    opened = Graph.open(tmp_path, stored)
+    allowed = RowSet.of_rows(np.arange(100), 700)
+    opened.candidates(unit[:1], 16, 5, n_least=1, allowed=allowed)
+    assert len(opened._allowed) == 1
+    del allowed
+    assert not opened._allowed

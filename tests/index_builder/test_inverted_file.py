@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 import pytest
 
-from index_builder import list_tiers
+from index_builder import chunks, list_tiers
 from index_builder.build import build_index
 from index_builder.cosine import unit_rows
 from index_builder.embeddings.collection import Collection
@@ -21,6 +21,7 @@ from index_builder.inverted_file import InvertedFile, ListsWriter
 from index_builder.manifest import shards_of
 from index_builder.planning import IndexPlan, plan_index
 from index_builder.quantizer import Quantizer, save_quantizer, train_quantizer
+from index_builder.row_set import RowSet
 from index_builder.shards import Shard
 
 Cone = Callable[..., np.ndarray]
@@ -129,8 +130,8 @@ def test_lists_from_disk_find_what_lists_in_memory_find(
     buffer_bytes: int,
     gap_bytes: int,
 ) -> None:
-    monkeypatch.setattr(list_tiers, "READ_BUFFER_BYTES", buffer_bytes)
-    monkeypatch.setattr(list_tiers, "_GAP_BYTES", gap_bytes)
+    monkeypatch.setattr(chunks, "READ_BUFFER_BYTES", buffer_bytes)
+    monkeypatch.setattr(chunks, "_GAP_BYTES", gap_bytes)
     monkeypatch.setattr(list_tiers, "_READ_BYTES", 300)
     n = N_ROWS if buffer_bytes > 100 else 150
     rows, queries = cone(n), unit_rows(cone(15))
@@ -153,24 +154,21 @@ def test_every_wanted_code_is_read_once(
     (shard,) = disk._tier._shards  # type: ignore[attr-defined]  # what is under test
     with pytest.MonkeyPatch.context() as patched:
         for buffer_codes, gap_codes in ((10_000, 0), (10_000, 20), (100, 5), (7, 3), (1, 50)):
-            patched.setattr(list_tiers, "READ_BUFFER_BYTES", buffer_codes * 14)
-            patched.setattr(list_tiers, "_GAP_BYTES", gap_codes * 14)
+            patched.setattr(chunks, "READ_BUFFER_BYTES", buffer_codes * 14)
+            patched.setattr(chunks, "_GAP_BYTES", gap_codes * 14)
             wanted = np.sort(rng.choice(30, 12, replace=False))
             seen = []
-            for chunk in list_tiers._cut(shard, wanted):
+            for chunk in chunks.cut(shard, wanted):
                 assert len(np.unique(chunk.lists)) == len(chunk.lists)
-                held = np.full(chunk.n_bytes // 14, -1)
+                held = np.full(chunk.n_codes, -1)
                 end = 0
                 for start, stop, first in chunk.reads:
-                    assert first == end * 14  # reads fill the buffer without a hole
+                    assert first == end  # reads fill the buffer without a hole
                     held[end : end + stop - start] = np.arange(start, stop)
                     end += stop - start
-                assert end * 14 == chunk.n_bytes <= max(1, buffer_codes) * 14
-                for number, size, place, first in zip(
-                    chunk.lists, chunk.sizes, chunk.places, chunk.firsts, strict=True
-                ):
-                    codes = held[first // 14 : first // 14 + size]
-                    start = shard.starts[number] + place
+                assert end == chunk.n_codes <= max(1, buffer_codes)
+                for start, size, first in zip(chunk.starts, chunk.sizes, chunk.firsts, strict=True):
+                    codes = held[first : first + size]
                     np.testing.assert_array_equal(codes, np.arange(start, start + size))
                     seen.append(codes)
             expected = [np.arange(shard.starts[i], shard.starts[i + 1]) for i in wanted]
@@ -185,7 +183,7 @@ def test_several_threads_may_search_at_once(
     monkeypatch: pytest.MonkeyPatch,
     tier: Any,
 ) -> None:
-    monkeypatch.setattr(list_tiers, "READ_BUFFER_BYTES", 2000)
+    monkeypatch.setattr(chunks, "READ_BUFFER_BYTES", 2000)
     _, _, shards = write(cone(N_ROWS), stops=(450,))
     lists = InvertedFile.open(tmp_path, shards, bits=1, tier=tier)
     queries = unit_rows(cone(40))
@@ -452,3 +450,45 @@ def test_a_built_index_is_opened_by_its_manifest(
     unit = unit_rows(embeddings.take(rows))
     found = lists.candidates(unit, lists.most_breadth, 1, n_least=1)[:, 0]
     assert (found == rows).mean() > 0.95
+
+
+@pytest.mark.parametrize("tier", ["memory", "disk"])
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("share", [0.7, 0.1, 0.004])
+@pytest.mark.parametrize("buffer_bytes", [300, 1 << 20])
+def test_allowed_rows_are_found_as_if_they_were_all(
+    cone: Cone,
+    write: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rng: np.random.Generator,
+    tier: Any,
+    bits: int,
+    share: float,
+    buffer_bytes: int,
+) -> None:
+    monkeypatch.setattr(chunks, "READ_BUFFER_BYTES", buffer_bytes)
+    dead = [5, 300, 301, 899]
+    _, _, shards = write(cone(N_ROWS), bits=bits, stops=(300,), dead=dead)
+    lists = InvertedFile.open(tmp_path, shards, bits=bits, tier=tier)
+    is_allowed = rng.random(N_ROWS) < share
+    is_allowed[dead] = True  # a row without a code is in no list
+    allowed = RowSet.of_mask(is_allowed)
+    queries = unit_rows(cone(20))
+    every = lists.candidates(queries, N_LISTS, N_ROWS, n_least=1)
+    found = lists.candidates(queries, N_LISTS, 40, n_least=1, allowed=allowed)
+    expected = np.full((20, 40), -1)
+    for i, rows in enumerate(every):
+        kept = rows[(rows >= 0) & allowed.holds(rows)][:40]
+        expected[i, : len(kept)] = kept
+    require_alike(found, expected, exactly=bits == 1)
+    some = lists.candidates(queries, 1, 8, n_least=8, allowed=allowed)
+    n_alive = len(allowed.without(np.array(dead)))
+    assert ((some >= 0).sum(axis=1) >= min(8, n_alive)).all()
+    assert allowed.holds(some[some >= 0]).all()
+
+
+def test_fewer_rows_take_more_lists(cone: Cone, write: Callable[..., Any], tmp_path: Path) -> None:
+    _, _, shards = write(cone(N_ROWS))
+    lists = InvertedFile.open(tmp_path, shards, bits=1, tier="memory")
+    assert [lists.widened(2, share) for share in (1, 0.9, 0.25, 1e-6)] == [2, 3, 4, N_LISTS]
