@@ -4,7 +4,11 @@ RetrievalError          root; a VoxseekError
 ├── BenchmarkError      two sides can't be compared, or a protocol doesn't fit the pool
 ├── QueryError          queries of a wrong shape, NaN, infinite or of zero length
 ├── SearchError         a search parameter out of its range (a ValueError too)
+│   └── FilterError     a predicate that is not allowed, or fails
+├── ConfidenceError     a confidence can't be fitted, or doesn't hold for what is asked of it
+├── ClusterError        no worker of a cluster could search, or none in time
 ├── DemoError           a demo folder holds something else
+├── PictureError        a picture can't be read or fetched; `reason` counts it
 └── ResultsError        a results folder can't be written or read as asked
 """
 
@@ -35,3 +39,30 @@ class ResultsError(RetrievalError):
 
 class DemoError(RetrievalError):
     """A folder can't take a demo, or its pictures don't suffice for one."""
+
+
+class FilterError(SearchError):
+    """A predicate that isn't allowed, or can't be evaluated; the message says what of it."""
+
+
+class ConfidenceError(RetrievalError):
+    """A confidence can't be fitted on these queries, or doesn't hold for this search."""
+
+
+class PictureError(RetrievalError):
+    """A picture that can't be had.
+
+    Parameters
+    ----------
+    reason : str
+        A few words by which failures are counted, such as ``"HTTP 404"``.
+    message : str
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ClusterError(RetrievalError):
+    """No worker of a cluster could search a shard, or none did in time."""

@@ -22,6 +22,8 @@ from index_builder.embeddings.terminal import (
 from .subjects.commands import data
 
 if TYPE_CHECKING:
+    from index_builder.embeddings.space import Layer
+
     from .predict import Head
 
 
@@ -43,7 +45,16 @@ set_option = click.option(
     show_default=True,
     help="A model of open_clip (with --pretrained), efficientnet-lite0[-PIXELS], or pixels[-SIDE].",
 )
-@click.option("--pretrained", help="For open_clip: a pretrained tag, or a local weight file.")
+@click.option(
+    "--pretrained", help="For open_clip: a pretrained tag, a local weight file, or TAG=FILE."
+)
+@click.option(
+    "--layer",
+    type=click.Choice(["final", "hidden"]),
+    default="final",
+    show_default=True,
+    help="Pooled output, or all tokens (open_clip's vision transformers).",
+)
 @click.option(
     "--batch-size",
     default=16,
@@ -59,6 +70,7 @@ def embed(
     out: Path,
     encoder: str,
     pretrained: str | None,
+    layer: Layer,
     batch_size: int,
     device: str,
     dry_run: bool,
@@ -76,7 +88,7 @@ def embed(
     from .targets import embed_pictures, list_pictures
 
     pictures = list_pictures(images)
-    opened = open_encoder(encoder, pretrained=pretrained, device=device)
+    opened = open_encoder(encoder, pretrained=pretrained, layer=layer, device=device)
     if not dry_run:
         embed_pictures(pictures, out, opened, batch_size=batch_size)
     facts = {"n_pictures": len(pictures), "space": opened.space.to_dict(), "out": str(out)}

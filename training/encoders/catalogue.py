@@ -1,16 +1,25 @@
-"""The encoders that a name on the command line can mean."""
+"""The encoders that a name on the command line can mean, and the names that a space stands for."""
 
 from __future__ import annotations
 
 import re
 
+from index_builder.embeddings.space import EmbeddingSpace, Layer
+
 from ..errors import EncoderError
 from .contract import ImageEncoder
+from .device import one_device
 
 _SIZED = re.compile(r"(efficientnet-lite0|pixels)(?:-(\d+))?")
+_EFFICIENTNET_SPACE = re.compile(r"efficientnet-lite0-(\d+)px/imagenet")
+_PIXEL_SPACE = re.compile(r"pixels-(\d+)x\1")
+_OPEN_CLIP_SPACE = re.compile(r"([^/]+)/([^/]+)")
+_WEIGHT_FILE = re.compile(r"(.+)@[0-9a-f]{12}")
 
 
-def open_encoder(name: str, *, pretrained: str | None = None, device: str = "cpu") -> ImageEncoder:
+def open_encoder(
+    name: str, *, pretrained: str | None = None, device: str = "cpu", layer: Layer = "final"
+) -> ImageEncoder:
     """Return the encoder called ``name``.
 
     Parameters
@@ -19,14 +28,17 @@ def open_encoder(name: str, *, pretrained: str | None = None, device: str = "cpu
         ``efficientnet-lite0`` or ``efficientnet-lite0-160`` (side in pixels, 128 by default),
         ``pixels`` or ``pixels-16`` (grid of 10 x 10 by default), or a model of open_clip.
     pretrained : str, optional
-        For open_clip: a pretrained tag or a local weight file.
+        For open_clip: a pretrained tag, a local weight file, or ``TAG=FILE``; see `ClipEncoder`.
     device : str
-        A torch device.
+        A torch device; of several with commas the first; ``auto``: CUDA where there is one.
+    layer : {"final", "hidden"}
+        ``hidden``, all tokens, is a layer of open_clip's vision transformers alone.
 
     Raises
     ------
     EncoderError
-        If the name means nothing, or ``pretrained`` is missing or superfluous.
+        If the name means nothing, ``pretrained`` is missing or superfluous, or the encoder has no
+        such layer.
     """
     sized = _SIZED.fullmatch(name)
     if sized is None:
@@ -37,9 +49,14 @@ def open_encoder(name: str, *, pretrained: str | None = None, device: str = "cpu
             )
         from .clip import ClipEncoder
 
-        return ClipEncoder(name, pretrained, device)
+        return ClipEncoder(name, pretrained, one_device(device), layer)
     if pretrained is not None:
         raise EncoderError(f"encoder {name!r} brings its own weights; leave out --pretrained.")
+    if layer != "final":
+        raise EncoderError(
+            f"encoder {name!r} has the layer final alone; the layer hidden, all tokens, is one of "
+            f"open_clip's vision transformers, such as ViT-L-14."
+        )
     family, size = sized.group(1), sized.group(2)
     if family == "pixels":
         from .pixels import PixelEncoder
@@ -48,5 +65,43 @@ def open_encoder(name: str, *, pretrained: str | None = None, device: str = "cpu
     from .efficientnet import EfficientNetLite0Encoder
 
     if size:
-        return EfficientNetLite0Encoder(int(size), device=device)
-    return EfficientNetLite0Encoder(device=device)
+        return EfficientNetLite0Encoder(int(size), device=one_device(device))
+    return EfficientNetLite0Encoder(device=one_device(device))
+
+
+def name_encoder(space: EmbeddingSpace, *, pretrained: str | None = None) -> tuple[str, str | None]:
+    """Return the arguments ``name`` and ``pretrained`` by which `open_encoder` makes a space.
+
+    Parameters
+    ----------
+    space : EmbeddingSpace
+        Of an index, say, whose pictures were embedded by that encoder.
+    pretrained : str, optional
+        Tag or weight file to use with the model that the space names.
+
+    Raises
+    ------
+    EncoderError
+        If the space was made from a weight file, whose place it doesn't know, or its model isn't
+        the name of an encoder.
+    """
+    if match := _EFFICIENTNET_SPACE.fullmatch(space.model):
+        return f"efficientnet-lite0-{match.group(1)}", pretrained
+    if match := _PIXEL_SPACE.fullmatch(space.model):
+        return f"pixels-{match.group(1)}", pretrained
+    match = _OPEN_CLIP_SPACE.fullmatch(space.model)
+    if match is None:
+        raise EncoderError(
+            f"the model {space.model!r} is not the name of an encoder; expected MODEL/TAG of "
+            f"open_clip, efficientnet-lite0-PIXELSpx/imagenet or pixels-SIDExSIDE. Name the "
+            f"encoder of this space: --encoder MODEL --pretrained TAG|FILE."
+        )
+    name, weights = match.groups()
+    if pretrained is not None:
+        return name, pretrained
+    if file := _WEIGHT_FILE.fullmatch(weights):
+        raise EncoderError(
+            f"the space {space.model!r} was made with a weight file {file.group(1)}.*, and doesn't "
+            f"know where it is. Give it again: --pretrained FILE."
+        )
+    return name, weights

@@ -1,8 +1,12 @@
-"""CLIP image encoders through open_clip, pooled and projected output (layer ``final``)."""
+"""CLIP encoders through open_clip: pictures and texts (layer ``final``), or tokens (``hidden``)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,14 +15,14 @@ from PIL import Image
 
 from index_builder.embeddings.artefact import sha256_file
 from index_builder.embeddings.errors import MissingExtraError
-from index_builder.embeddings.space import EmbeddingSpace
+from index_builder.embeddings.space import EmbeddingSpace, Layer
 
 from ..errors import EncoderError
-from .unit import unit_rows
+from .unit import unit_class_tokens, unit_rows
 
 
 class ClipEncoder:
-    """An open_clip image tower; Radford et al. 2021 (arXiv:2103.00020).
+    """An open_clip model; Radford et al. 2021 (arXiv:2103.00020).
 
     Parameters
     ----------
@@ -26,17 +30,30 @@ class ClipEncoder:
         A model name of open_clip, for example ``"ViT-L-14"``.
     pretrained : str
         A pretrained tag of open_clip (its weights are fetched from the hub once), or the path of
-        a local weight file.
+        a local weight file, or ``TAG=FILE``: a file that you know to hold the weights of the tag,
+        so that the space is that of all who used the tag.
     device : str
         A torch device.
+    layer : {"final", "hidden"}
+        ``final``: pooled and projected, of unit norm; the space that texts share. ``hidden``: all
+        tokens of the last block through the last norm and the projection, divided by the norm of
+        the class token, so that this token is the ``final`` embedding: 257 x 768 for ViT-L/14.
 
     Raises
     ------
     EncoderError
-        If the model or the tag is unknown, or the weights can't be read.
+        If the model or the tag is unknown, the weights can't be read, or the model has no hidden
+        layer of this kind.
+
+    Notes
+    -----
+    The hidden layer is the target of Scotti et al. 2023 (arXiv:2305.18274), as their code computes
+    it and as Versatile Diffusion expects it.
     """
 
-    def __init__(self, model: str, pretrained: str, device: str = "cpu") -> None:
+    def __init__(
+        self, model: str, pretrained: str, device: str = "cpu", layer: Layer = "final"
+    ) -> None:
         try:
             import open_clip
         except ImportError as error:
@@ -46,32 +63,38 @@ class ClipEncoder:
                 f"open_clip has no model {model!r}; expected one of "
                 f"{', '.join(sorted(open_clip.list_models())[:8])} ... (open_clip.list_models())."
             )
-        weights = Path(pretrained)
-        is_file = weights.is_file()
-        tags = open_clip.list_pretrained_tags_by_model(model)
-        if not is_file and pretrained not in tags:
-            raise EncoderError(
-                f"pretrained is {pretrained!r}, which is neither a file nor a tag of {model}; "
-                f"its tags: {', '.join(tags) or 'none'}."
-            )
+        weights = _find_weights(model, pretrained)
         try:
             network, _, preprocess = open_clip.create_model_and_transforms(
-                model, pretrained=pretrained, device=device, weights_only=True
+                model,
+                pretrained=weights.source,
+                device=device,
+                weights_only=True,
+                **weights.options,
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise EncoderError(
                 f"the weights {pretrained!r} of {model} can't be loaded: {error} "
                 f"Give a weight file of this architecture, or a tag while the hub is reachable."
             ) from error
+        self._model = model
         self._network = network.eval()
         self._preprocess = preprocess
         self._device = torch.device(device)
-        name = f"{weights.stem}@{sha256_file(weights)[:12]}" if is_file else pretrained
         dim = int(network.visual.output_dim)
+        tokens = 1 if layer == "final" else _count_tokens(network.visual, model)
         self.space = EmbeddingSpace(
-            model=f"{model}/{name}", layer="final", tokens=1, dim=dim, unit_norm=True
+            model=f"{model}/{weights.name}",
+            layer=layer,
+            tokens=tokens,
+            dim=dim,
+            unit_norm=layer == "final",
         )
-        self.details: dict[str, str | int] = {"encoder": "open_clip", "weights": name}
+        self.details: dict[str, str | int] = {
+            "encoder": "open_clip",
+            "weights": weights.content,
+        }
+        self.takes_text = layer == "final"
 
     def prepare(self, picture: Image.Image) -> NDArray[np.float32]:
         """Apply the model's own evaluation transform: (3, side, side)."""
@@ -79,7 +102,120 @@ class ClipEncoder:
         return np.asarray(pixels.numpy(), dtype=np.float32)
 
     def encode(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embed prepared pictures as unit rows of shape (n, dim)."""
+        """Embed prepared pictures: unit rows (n, dim), or (n, tokens, dim) of the hidden layer."""
+        pixels = torch.from_numpy(batch).to(self._device)
         with torch.inference_mode():
-            pooled = self._network.encode_image(torch.from_numpy(batch).to(self._device))
-        return unit_rows(pooled.float().cpu().numpy(), self.space.model)
+            if self.space.layer == "final":
+                pooled = self._network.encode_image(pixels)
+                return unit_rows(pooled.float().cpu().numpy(), self.space.model)
+            last = self._network.visual.forward_intermediates(
+                pixels,
+                indices=1,
+                normalize_intermediates=True,
+                intermediates_only=True,
+                output_fmt="NLC",
+                output_extra_tokens=True,
+            )
+            prefix, patches = last["image_intermediates_prefix"][0], last["image_intermediates"][0]
+            tokens = torch.cat([prefix, patches], dim=1) @ self._network.visual.proj
+        return unit_class_tokens(tokens.float().cpu().numpy(), self.space.model)
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts as unit rows of shape (n, dim), in the space of the pictures.
+
+        Texts are cut after the tokens that the model reads, 77 in CLIP.
+
+        Raises
+        ------
+        EncoderError
+            If the layer is hidden, which texts don't share, or the tokenizer can't be loaded.
+        """
+        if not self.takes_text:
+            raise EncoderError(
+                f"{self.space} has no place for a text: its tokens are patches of a picture. "
+                f"Texts and pictures share the layer final."
+            )
+        tokens = self._tokenizer(list(texts)).to(self._device)
+        with torch.inference_mode():
+            embedded = self._network.encode_text(tokens)
+        return unit_rows(embedded.float().cpu().numpy(), self.space.model)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        import open_clip
+
+        try:
+            return open_clip.get_tokenizer(self._model)
+        except (ImportError, OSError, RuntimeError, ValueError) as error:
+            raise EncoderError(
+                f"the tokenizer of {self._model} can't be loaded: {error} Models that bring it "
+                f"with open_clip, such as ViT-L-14, need neither the hub nor another package."
+            ) from error
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Where weights come from, and what they are called.
+
+    Parameters
+    ----------
+    name : str
+        In the name of the space: a tag, or the stem of a file and the start of its SHA-256.
+    content : str
+        What fixes the weights: the tag that the hub resolves, or a name with the SHA-256's start.
+    source : str
+        What open_clip loads: a tag or a path.
+    options : dict
+        What a tag tells open_clip beside its weights, for a file that can't.
+    """
+
+    name: str
+    content: str
+    source: str
+    options: dict[str, Any]
+
+
+def _find_weights(model: str, pretrained: str) -> _Weights:
+    import open_clip
+
+    if Path(pretrained).is_file():
+        name = f"{Path(pretrained).stem}@{sha256_file(pretrained)[:12]}"
+        return _Weights(name, name, pretrained, {})
+    tag, _, file = pretrained.partition("=")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag not in tags or (file and not Path(file).is_file()):
+        raise EncoderError(
+            f"pretrained is {pretrained!r}, which is neither a file nor a tag of {model} nor "
+            f"TAG=FILE; its tags: {', '.join(tags) or 'none'}."
+        )
+    if not file:
+        return _Weights(tag, tag, tag, {})
+    told = open_clip.get_pretrained_cfg(model, tag)
+    options = {
+        "force_quick_gelu": bool(told.get("quick_gelu")),
+        "image_mean": told.get("mean"),
+        "image_std": told.get("std"),
+        "image_interpolation": told.get("interpolation"),
+        "image_resize_mode": told.get("resize_mode"),
+    }
+    return _Weights(tag, f"{tag}@{sha256_file(file)[:12]}", file, options)
+
+
+def _count_tokens(visual: Any, model: str) -> int:
+    """Return the tokens of a vision transformer that pools by its class token alone."""
+    from open_clip.transformer import VisionTransformer
+
+    is_usual = (
+        isinstance(visual, VisionTransformer)
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+        and not visual.final_ln_after_pool
+        and visual.proj is not None
+    )
+    if not is_usual:
+        raise EncoderError(
+            f"{model} has no hidden layer of class token and patches in the space of its output; "
+            f"vision transformers such as ViT-L-14 and ViT-bigG-14 have one. Use the layer final."
+        )
+    rows, columns = visual.grid_size
+    return int(rows * columns) + 1

@@ -20,10 +20,13 @@ class ImageEncoder(Protocol):
         Where the embeddings live.
     details : dict
         Everything that fixes the encoder beyond its name: resolution, weights, projection.
+    takes_text : bool
+        Whether it has ``encode_texts`` too, into the same space.
     """
 
     space: EmbeddingSpace
     details: dict[str, str | int]
+    takes_text: bool
 
     def prepare(self, picture: Image.Image) -> NDArray[np.float32]:
         """Turn one RGB picture into the array that `encode` stacks; safe to call from threads."""

@@ -55,6 +55,8 @@ class EfficientNetLite0Encoder:
         If the packages with the network and its weights are absent.
     """
 
+    takes_text = False
+
     def __init__(self, resolution: int = 128, device: str = "cpu") -> None:
         if resolution < 32:
             raise ValueError(f"resolution is {resolution} pixels, expected at least 32.")

@@ -23,6 +23,8 @@ class PixelEncoder:
         Pixels along a side of the grid; the embedding has ``side ** 2`` numbers.
     """
 
+    takes_text = False
+
     def __init__(self, side: int = 10) -> None:
         if side < 2:
             raise ValueError(f"side is {side} pixels, expected at least 2.")

@@ -1,0 +1,1 @@
+"""Pictures of an index's rows: from files, tar shards or URLs, each as if it came from a foe."""
