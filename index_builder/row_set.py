@@ -23,6 +23,8 @@ class RowSet:
     ----------
     n_rows : int
         Of the index.
+    n_bytes : int
+        Of memory.
     """
 
     def __init__(self, bits: np.ndarray, n_rows: int) -> None:
@@ -30,9 +32,11 @@ class RowSet:
             raise ValueError(
                 f"bits are {bits.dtype} {bits.shape}, expected uint8 ({-(-n_rows // 8)},)"
             )
-        self._bits, self.n_rows = bits, n_rows
+        if n_rows % 8 and bits[-1] >> n_rows % 8:
+            raise ValueError(f"bits beyond the last of {n_rows} rows are set")
+        self._bits, self.n_rows, self.n_bytes = bits, n_rows, bits.nbytes
         self._n_held = sum(
-            int(np.unpackbits(bits[start : start + _BLOCK_BYTES]).sum(dtype=np.int64))
+            int(np.count_nonzero(np.unpackbits(bits[start : start + _BLOCK_BYTES])))
             for start in range(0, len(bits), _BLOCK_BYTES)
         )
 
@@ -74,7 +78,7 @@ class RowSet:
         """Return whether each row from ``start`` to ``stop`` (exclusive) is in the set: bool."""
         first = start // 8
         unpacked = np.unpackbits(self._bits[first : -(-stop // 8)], bitorder="little")
-        return unpacked[start - 8 * first : stop - 8 * first].astype(bool)
+        return unpacked[start - 8 * first : stop - 8 * first].view(bool)
 
     def rows(self) -> np.ndarray:
         """Return the rows in the set (len(self),), int64, rising."""

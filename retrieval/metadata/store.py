@@ -6,8 +6,10 @@ hundred pages or so of each column.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mmap
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,32 +17,55 @@ import pyarrow as pa
 
 from index_builder.metadata import BATCH_ROWS, METADATA_FILE
 from index_builder.shards import Shard
+from index_builder.threads import Pool
 
 from ..errors import SearchError
+
+# Requests in flight for pages that aren't in memory.
+_N_THREADS = 16
+# The system reads ahead of a page that is missed. Files of this size together are soon read as a
+# whole that way; of larger ones, only the pages that rows are on shall be.
+_READ_AHEAD_BYTES = 1 << 28
+# So few rows of a record batch are quicker sliced, one by one, than gathered.
+_FEW_ROWS = 4
 
 
 class MetadataStore:
     """The metadata of all rows of an index; made by `open`.
 
+    Parameters
+    ----------
+    paths : sequence of path
+        The metadata files, in row order; empty where the embeddings have no metadata.
+    row_starts : sequence of int
+        The first row of each.
+    n_rows : int
+        Of all.
+
     Attributes
     ----------
     columns : tuple of str
         Empty where the embeddings have no metadata.
+    n_rows : int
     """
 
-    def __init__(self, readers: Sequence[Any], row_starts: Sequence[int], n_rows: int) -> None:
-        self._readers = list(readers)
+    def __init__(self, paths: Sequence[Path], row_starts: Sequence[int], n_rows: int) -> None:
+        self._scanned = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths]
+        self._scattered = self._scanned
+        if sum(path.stat().st_size for path in paths) > _READ_AHEAD_BYTES:
+            self._scattered = [pa.ipc.open_file(_map_for_scattered_reads(path)) for path in paths]
         self._row_starts = np.asarray(row_starts, np.int64)
-        self._n_rows = n_rows
-        self._schema = self._readers[0].schema if self._readers else pa.schema([])
+        self._schema = self._scanned[0].schema if self._scanned else pa.schema([])
+        self._pool = Pool(_N_THREADS)
+        self.n_rows = n_rows
         self.columns: tuple[str, ...] = tuple(self._schema.names)
 
     @classmethod
     def open(cls, shards: Sequence[Shard]) -> MetadataStore:
         """Map the metadata files of the shards of a finished index, in row order."""
-        paths = [shard.folder / METADATA_FILE for shard in shards]
-        readers = [pa.ipc.open_file(pa.memory_map(str(path))) for path in paths if path.is_file()]
-        return cls(readers, [shard.row_start for shard in shards], shards[-1].row_stop)
+        described = [each for each in shards if (each.folder / METADATA_FILE).is_file()]
+        paths = [shard.folder / METADATA_FILE for shard in described]
+        return cls(paths, [shard.row_start for shard in described], shards[-1].row_stop)
 
     def take(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> Any:
         """Return metadata as a `pyarrow.Table`, rows in the order asked; repeats are allowed.
@@ -57,30 +82,84 @@ class MetadataStore:
             If there is no such row or column.
         """
         wanted = np.asarray(rows, np.int64)
-        chosen = self.columns if columns is None else tuple(columns)
-        unknown = [name for name in chosen if name not in self.columns]
+        schema = self._schema_of(self.columns if columns is None else columns)
+        outside = (wanted < 0) | (wanted >= self.n_rows)
+        if outside.any():
+            raise SearchError(
+                f"row {wanted[outside][0]} was asked for, and the index has rows 0 to "
+                f"{self.n_rows - 1}."
+            )
+        if not len(schema) or not len(wanted):
+            return schema.empty_table()
+        order = np.argsort(wanted, kind="stable")
+        shards = np.searchsorted(self._row_starts, wanted[order], side="right") - 1
+        batches, places = np.divmod(wanted[order] - self._row_starts[shards], BATCH_ROWS)
+        starts = np.flatnonzero(np.diff(shards, prepend=-1) | np.diff(batches, prepend=-1))
+
+        runs = list(pairwise([*starts.tolist(), len(order)]))
+        n_shares = min(_N_THREADS, len(runs))
+
+        def gather(share: int) -> Any:
+            first, last = (len(runs) * each // n_shares for each in (share, share + 1))
+            pieces = []
+            for start, stop in runs[first:last]:
+                batch = self._scattered[shards[start]].get_batch(int(batches[start]))
+                chosen = batch.select(schema.names)
+                if stop - start < _FEW_ROWS:
+                    pieces += [chosen.slice(place, 1) for place in places[start:stop].tolist()]
+                else:
+                    pieces.append(chosen.take(pa.array(places[start:stop])))
+            # A slice is read when it is copied: here, beside the others.
+            return pa.Table.from_batches(pieces, schema).combine_chunks()
+
+        table = pa.concat_tables(self._pool.threads.map(gather, range(n_shares)))
+        return table.combine_chunks().take(pa.array(np.argsort(order)))
+
+    def iter_tables(
+        self, columns: Sequence[str], *, n_batches: int
+    ) -> Iterator[tuple[int, int, Any]]:
+        """Yield all rows in order, as many record batches at a time: start, stop, and a table.
+
+        Columns stay where they are, in the file that is mapped.
+
+        Parameters
+        ----------
+        columns : sequence of str
+        n_batches : int
+
+        Raises
+        ------
+        SearchError
+            If there is no such column.
+        """
+        schema = self._schema_of(columns)
+        for reader, row_start in zip(self._scanned, self._row_starts.tolist(), strict=True):
+            start = row_start
+            for first in range(0, reader.num_record_batches, n_batches):
+                last = min(first + n_batches, reader.num_record_batches)
+                batches = [reader.get_batch(number) for number in range(first, last)]
+                stop = start + sum(batch.num_rows for batch in batches)
+                chosen = [batch.select(schema.names) for batch in batches]
+                yield start, stop, pa.Table.from_batches(chosen, schema)
+                start = stop
+
+    def empty_table(self, columns: Sequence[str]) -> Any:
+        """Return a `pyarrow.Table` of columns without rows."""
+        return self._schema_of(columns).empty_table()
+
+    def _schema_of(self, columns: Sequence[str]) -> Any:
+        unknown = [name for name in columns if name not in self.columns]
         if unknown:
             raise SearchError(
                 f"the index has no metadata column {unknown[0]!r}; "
                 f"it has {', '.join(self.columns) or 'none at all'}."
             )
-        outside = (wanted < 0) | (wanted >= self._n_rows)
-        if outside.any():
-            raise SearchError(
-                f"row {wanted[outside][0]} was asked for, and the index has rows 0 to "
-                f"{self._n_rows - 1}."
-            )
-        schema = pa.schema([self._schema.field(name) for name in chosen])
-        order = np.argsort(wanted, kind="stable")
-        shards = np.searchsorted(self._row_starts, wanted[order], side="right") - 1
-        local = wanted[order] - self._row_starts[shards]
-        pieces = [schema.empty_table()]
-        if not chosen:
-            return pieces[0]
-        batches, places = np.divmod(local, BATCH_ROWS)
-        starts = np.flatnonzero(np.diff(shards, prepend=-1) | np.diff(batches, prepend=-1))
-        for start, stop in pairwise([*starts, len(order)]):
-            batch = self._readers[shards[start]].get_batch(int(batches[start]))
-            picked = batch.select(list(chosen)).take(pa.array(places[start:stop]))
-            pieces.append(pa.Table.from_batches([picked], schema))
-        return pa.concat_tables(pieces).take(pa.array(np.argsort(order)))
+        return pa.schema([self._schema.field(name) for name in columns])
+
+
+def _map_for_scattered_reads(path: Path) -> Any:
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_RANDOM"):
+        mapped.madvise(mmap.MADV_RANDOM)
+    return pa.BufferReader(pa.py_buffer(mapped))

@@ -318,7 +318,7 @@ def test_out_of_range_parameters_are_refused(
     with pytest.raises(SearchError, match="batch_queries is 0"):
         engine.search(queries, SearchRequest(5), batch_queries=0)
     flat = SearchEngine.open(build(embeddings, "flat", name="flat"))
-    with pytest.raises(SearchError, match="is a flat index, which compares every row"):
+    with pytest.raises(SearchError, match="is searched by comparing every row"):
         flat.search(queries, SearchRequest(5, breadth=1))
 
 
