@@ -1,4 +1,4 @@
-"""Commands from an index to results: search, bench, demo, doctor."""
+"""Commands from an index to results: search, bench, confidence, demo, doctor."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from index_builder.embeddings.terminal import EXISTING, FOLDER, emit, json_option, seed_option
 
 from .benchmarks.commands import bench
+from .confidence.commands import confidence
 from .search.commands import search
 
 HOME = Path(__file__).resolve().parents[1]
@@ -67,4 +68,4 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
-COMMANDS = (search, bench, demo, doctor)
+COMMANDS = (search, bench, confidence, demo, doctor)

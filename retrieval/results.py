@@ -1,7 +1,7 @@
 """Results: the hits of a query set as a folder that says which index and effort gave them.
 
     results.parquet   one line a hit: query, rank, row, score, then the metadata of the hit
-    results.json      last: index, queries, k, effort, fingerprint
+    results.json      last: index, queries, what was asked, effort, shards that are missing
 
 ``query`` counts the query set from 0 and ``rank`` from 0, the best hit first; ``row`` is the row of
 the gallery; ``score`` is the true cosine. A query with fewer hits than ``k`` has fewer lines.
@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,15 +29,21 @@ from index_builder.embeddings.artefact import (
 )
 from index_builder.embeddings.progress import track
 
+from .confidence.artefact import Assessment, Confidence
+from .confidence.observations import read_trials
 from .errors import ResultsError
-from .search.engine import BATCH_QUERIES, SearchEngine
+from .search.engine import SearchEngine
 from .search.queries import QuerySet
 from .search.request import SearchRequest
+from .search.result import SearchResult
+
+if TYPE_CHECKING:
+    from .search.tokens import TokenStage
 
 HITS_FILE = "results.parquet"
 MANIFEST_FILE = "results.json"
 KIND = "results"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 HIT_SCHEMA = pa.schema(
     [
         pa.field("query", pa.int64(), nullable=False),
@@ -47,15 +54,74 @@ HIT_SCHEMA = pa.schema(
 )
 
 
+@dataclass(frozen=True)
+class HitBatch:
+    """The hits of a batch of queries.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        One line a hit, ordered by query and rank; see `hit_table`.
+    shards_missing : tuple of str
+        Shards that didn't answer in time.
+    """
+
+    table: Any
+    shards_missing: tuple[str, ...]
+
+
+def hit_table(
+    engine: SearchEngine,
+    result: SearchResult,
+    *,
+    first_query: int = 0,
+    columns: Sequence[str] | None = None,
+    assessment: Assessment | None = None,
+) -> Any:
+    """Return hits as a `pyarrow.Table`, one line a hit, ordered by query and rank.
+
+    Parameters
+    ----------
+    engine : SearchEngine
+    result : SearchResult
+    first_query : int
+        Number of the first query of ``result``.
+    columns : sequence of str or None
+        Metadata columns to add; None: all. One that is called like a column of the hit itself is
+        named ``metadata.<name>``.
+    assessment : Assessment or None
+        Adds ``confidence``, of the query, and ``percentile``, of the hit.
+    """
+    query_of, rank = np.nonzero(result.rows >= 0)
+    rows = result.rows[query_of, rank]
+    values = [query_of + first_query, rank.astype(np.int32), rows, result.scores[query_of, rank]]
+    table = pa.table(values, schema=HIT_SCHEMA)
+    if result.n_duplicates is not None:
+        table = table.append_column("n_duplicates", [result.n_duplicates[query_of, rank]])
+    if assessment is not None:
+        confidence = pa.array(assessment.probabilities[query_of], from_pandas=True)  # NaN is null
+        table = table.append_column("confidence", confidence)
+        table = table.append_column("percentile", [assessment.percentiles[query_of, rank]])
+    if result.token_scores is not None:
+        table = table.append_column("token_score", [result.token_scores[query_of, rank]])
+    own = set(table.column_names)
+    metadata = engine.metadata(rows, columns)
+    for name in metadata.column_names:
+        table = table.append_column(f"metadata.{name}" if name in own else name, metadata[name])
+    return table
+
+
 def iter_hits(
     engine: SearchEngine,
     queries: QuerySet,
     request: SearchRequest,
     *,
     columns: Sequence[str] | None = None,
-    batch_queries: int = BATCH_QUERIES,
-) -> Iterator[Any]:
-    """Yield the hits of each batch of queries as a `pyarrow.Table`, ordered by query and rank.
+    batch_queries: int | None = None,
+    confidence: Confidence | None = None,
+    stage: TokenStage | None = None,
+) -> Iterator[HitBatch]:
+    """Yield the hits of each batch of queries, in order.
 
     Parameters
     ----------
@@ -63,30 +129,38 @@ def iter_hits(
     queries : QuerySet
     request : SearchRequest
     columns : sequence of str or None
-        Metadata columns to add; None: all. One that is called like a column of the hit itself is
-        named ``metadata.<name>``.
-    batch_queries : int
-        Queries at a time; bounds the memory.
+        Metadata columns to add; None: all.
+    batch_queries : int or None
+        Queries at a time; bounds the memory. None: as `SearchEngine.batch_queries` says.
+    confidence : Confidence or None
+        Says how sure the answers of the first stage are.
+    stage : TokenStage or None
+        Ranks what the index finds by tokens.
+
+    Raises
+    ------
+    SpaceMismatchError, QueryError, SearchError, ConfidenceError
     """
-    query_start = 0
-    for result in engine.search_set(queries, request, batch_queries=batch_queries):
-        query_of, rank = np.nonzero(result.rows >= 0)
-        rows = result.rows[query_of, rank]
-        table = pa.table(
-            [
-                query_of + query_start,
-                rank.astype(np.int32),
-                rows,
-                result.scores[query_of, rank],
-            ],
-            schema=HIT_SCHEMA,
-        )
-        metadata = engine.metadata(rows, columns)
-        for name in metadata.column_names:
-            own = name if name not in HIT_SCHEMA.names else f"metadata.{name}"
-            table = table.append_column(own, metadata[name])
-        yield table
-        query_start += len(result.rows)
+    engine.require_comparable(queries)
+    if confidence is not None:
+        confidence.require_applicable(request, queries)
+    if stage is not None:
+        stage.require_applicable(queries, request)
+    trials = read_trials(queries) if confidence is not None else None
+    step = engine.batch_queries(request) if batch_queries is None else batch_queries
+    first = 0
+    for batch in queries.iter_batches(batch_queries=step):
+        if stage is None:
+            result = engine.search(batch, request, batch_queries=step)
+        else:
+            result = stage.search(batch, request, first_query=first)
+        assessment = None
+        if confidence is not None:
+            some = None if trials is None else trials[first : first + len(batch)]
+            assessment = confidence.assess(batch, result, some)
+        table = hit_table(engine, result, first_query=first, columns=columns, assessment=assessment)
+        yield HitBatch(table, result.shards_missing)
+        first += len(batch)
 
 
 def write_results(
@@ -96,7 +170,9 @@ def write_results(
     request: SearchRequest,
     *,
     columns: Sequence[str] | None = None,
-    batch_queries: int = BATCH_QUERIES,
+    batch_queries: int | None = None,
+    confidence: Confidence | None = None,
+    stage: TokenStage | None = None,
     command: str = "voxseek search",
 ) -> Results:
     """Search for all queries and write the hits, batch by batch.
@@ -105,7 +181,7 @@ def write_results(
     ----------
     folder : path
         New, empty, or holding earlier results, which are replaced.
-    engine, queries, request, columns, batch_queries
+    engine, queries, request, columns, batch_queries, confidence, stage
         As in `iter_hits`.
     command : str
 
@@ -113,25 +189,34 @@ def write_results(
     ------
     ResultsError
         If the folder holds something else.
-    SpaceMismatchError, QueryError, SearchError
+    SpaceMismatchError, QueryError, SearchError, ConfidenceError
     """
     root = Path(folder)
     engine.require_comparable(queries)
-    effort = engine.effort(request)
+    asked = describe_request(engine, request)
+    effort = engine.effort(request if stage is None else stage.widen(request))
+    if confidence is not None:
+        confidence.require_applicable(request, queries)
+    if stage is not None:
+        stage.require_applicable(queries, request)
     _require_free(root)
     (root / MANIFEST_FILE).unlink(missing_ok=True)
-    tables = iter_hits(
+    batches = iter_hits(
         engine,
         queries,
         request,
         columns=columns,
         batch_queries=batch_queries,
+        confidence=confidence,
+        stage=stage,
     )
-    n_hits = 0
-    n_batches = -(-queries.n_queries // batch_queries)
+    n_hits, missing = 0, set[str]()
+    n_batches = -(-queries.n_queries // (batch_queries or engine.batch_queries(request)))
     with atomic_write(root / HITS_FILE) as temporary:
         writer = None
-        for table in track(tables, label="search", total=n_batches, unit="block"):
+        for batch in track(batches, label="search", total=n_batches, unit="block"):
+            table = batch.table
+            missing.update(batch.shards_missing)
             if writer is None:
                 writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
             # One row group a batch, so that a query is never cut in two.
@@ -154,17 +239,35 @@ def write_results(
             },
             "space": engine.space.to_dict(),
             "queries": {
-                "label": Path(queries.label).name,
+                "label": queries.name,
                 "fingerprint": queries.fingerprint,
                 "n_queries": queries.n_queries,
+                "mix": [part.to_dict() for part in queries.mix],
             },
             "k": request.k,
+            "asked": asked,
             "effort": effort,
+            "confidence": confidence.manifest["fingerprint"] if confidence else None,
+            "token_stage": stage.to_dict() if stage else None,
             "n_hits": n_hits,
+            "shards_missing": sorted(missing),
         },
         packages=("numpy", "pyarrow"),
     )
     return Results.open(root)
+
+
+def describe_request(engine: SearchEngine, request: SearchRequest) -> dict[str, Any]:
+    """Return what of a request has an effect on an index, as JSON: filters and shaping."""
+    asked = engine.filters.applied(request)
+    if request.duplicate_from is not None:
+        asked["duplicate_from"] = request.duplicate_from
+    if request.excluded is not None:
+        asked["n_excluded"] = len(request.excluded)
+        asked["excluded_from"] = request.excluded_from
+    if request.aesthetic_weight:
+        asked["aesthetic_weight"] = request.aesthetic_weight
+    return asked
 
 
 class Results:
@@ -177,8 +280,10 @@ class Results:
     n_queries, k, n_hits : int
     effort : dict
         n_probe or ef_search, and n_candidates; empty where the index was flat.
+    shards_missing : tuple of str
+        Shards that did not answer some query in time.
     columns : tuple of str
-        ``query``, ``rank``, ``row``, ``score``, and the metadata columns.
+        ``query``, ``rank``, ``row``, ``score``, what else was asked of a hit, and the metadata.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -188,6 +293,7 @@ class Results:
         self.k: int = manifest["k"]
         self.n_hits: int = manifest["n_hits"]
         self.effort: dict[str, int] = manifest["effort"]
+        self.shards_missing: tuple[str, ...] = tuple(manifest["shards_missing"])
         self._file = path / HITS_FILE
         self.columns: tuple[str, ...] = tuple(pq.read_schema(self._file).names)
 

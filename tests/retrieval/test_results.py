@@ -70,7 +70,9 @@ def test_the_manifest_says_what_was_asked(
         "label": "queries",
         "fingerprint": queries.fingerprint,
         "n_queries": 23,
+        "mix": [],
     }
+    assert (results.manifest["asked"], results.shards_missing) == ({}, ())
     assert (results.k, results.manifest["kind"]) == (4, "results")
 
 
