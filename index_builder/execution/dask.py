@@ -1,4 +1,7 @@
-"""Tasks on a Dask cluster: one of this machine, or one that runs already, for example on SLURM."""
+"""Tasks on a Dask cluster: one of this machine, or one that runs already, for example on SLURM.
+
+The one home of Dask, and of what `workers` needs of it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from .contract import (
 )
 from .cores import environment_with, worker_environment
 
-_SECONDS_TO_CONNECT = 30
+SECONDS_TO_CONNECT = 30
 logger = logging.getLogger("voxseek")
 
 
@@ -53,11 +56,7 @@ class DaskExecutor:
     """
 
     def __init__(self, n_workers: int = 1, scheduler: str | None = None) -> None:
-        try:
-            import distributed
-        except ImportError as error:
-            raise MissingExtraError("distributed", "dask", "the dask executor") from error
-        self._distributed = distributed
+        self._distributed = load_distributed("the dask executor")
         self.n_workers = n_workers
         self._scheduler = scheduler
         self._client: Any = None
@@ -123,17 +122,14 @@ class DaskExecutor:
                 reason = "the worker that ran it was lost (too little memory?)"
                 raise task_failed(function, task, error.allowed_failures + 1, reason) from error
             raise final_error(function, task, error, ATTEMPTS)
-        raise SchedulerError(
-            f"the Dask scheduler {self._address} went away or dropped the work ({outcome}). "
-            f"Finished work is kept: start it and run the command again."
-        )
+        raise scheduler_lost(self._address, outcome)
 
     def _start(self) -> None:
         """Connect to the scheduler, or to a new cluster of this machine."""
         if self._scheduler is None:
             self._client = self._opened.enter_context(self._local_client())
         else:
-            self._client = self._opened.enter_context(self._remote_client(self._scheduler))
+            self._client = self._opened.enter_context(connect(self._distributed, self._scheduler))
         self._address = self._client.scheduler.address
         n_workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
         logger.info("Dask scheduler %s has %d worker(s)", self._address, n_workers)
@@ -142,7 +138,7 @@ class DaskExecutor:
         import dask
 
         folder = self._opened.enter_context(tempfile.TemporaryDirectory(prefix="voxseek-dask-"))
-        self._opened.enter_context(_without_logs())
+        self._opened.enter_context(without_logs())
         # Dask sets variables of this process when it starts a worker, and starts a lost one again.
         self._opened.enter_context(environment_with({"DASK_LOGGING__DISTRIBUTED": "critical"}))
         environment = worker_environment(self.n_workers)
@@ -169,18 +165,6 @@ class DaskExecutor:
         self._opened.enter_context(cluster)
         return self._distributed.Client(cluster, set_as_default=False)
 
-    def _remote_client(self, scheduler: str) -> Any:
-        try:
-            return self._distributed.Client(
-                address=_address_of(scheduler), timeout=_SECONDS_TO_CONNECT, set_as_default=False
-            )
-        except (OSError, ValueError, LookupError) as error:
-            raise SchedulerError(
-                f"no Dask scheduler answers at {scheduler} within {_SECONDS_TO_CONNECT} s: "
-                f"{error or type(error).__name__}. Start one with `dask scheduler`, or leave "
-                f"--scheduler out to run on this machine."
-            ) from error
-
     def __enter__(self) -> Self:
         return self
 
@@ -194,11 +178,54 @@ class DaskExecutor:
         self._opened.close()
 
 
+def load_distributed(purpose: str) -> Any:
+    """Return the module ``distributed``, or raise `MissingExtraError`."""
+    try:
+        import distributed
+    except ImportError as error:
+        raise MissingExtraError("distributed", "dask", purpose) from error
+    return distributed
+
+
+def connect(distributed: Any, scheduler: str) -> Any:
+    """Return a client of a scheduler that runs already.
+
+    Parameters
+    ----------
+    distributed : module
+    scheduler : str
+        Its address, or the scheduler file that it wrote.
+
+    Raises
+    ------
+    SchedulerError
+        If it can't be reached.
+    """
+    try:
+        return distributed.Client(
+            address=_address_of(scheduler), timeout=SECONDS_TO_CONNECT, set_as_default=False
+        )
+    except (OSError, ValueError, LookupError) as error:
+        raise SchedulerError(
+            f"no Dask scheduler answers at {scheduler} within {SECONDS_TO_CONNECT} s: "
+            f"{error or type(error).__name__}. Start one with `dask scheduler`, or leave "
+            f"--scheduler out to run on this machine."
+        ) from error
+
+
+def scheduler_lost(address: str, sign: Any) -> SchedulerError:
+    """Return the error of a scheduler that no longer answers, and by what sign that was seen."""
+    return SchedulerError(
+        f"the Dask scheduler {address} went away or dropped the work ({sign}). "
+        f"Finished work is kept: start it and run the command again."
+    )
+
+
 def _address_of(scheduler: str) -> str:
     """Return an address as it is, or the one in a scheduler file, once there is the file."""
     if "://" in scheduler:
         return scheduler
-    deadline = time.monotonic() + _SECONDS_TO_CONNECT
+    deadline = time.monotonic() + SECONDS_TO_CONNECT
     while not os.path.exists(scheduler) and time.monotonic() < deadline:
         time.sleep(0.1)
     return str(json.loads(Path(scheduler).read_bytes())["address"])
@@ -213,12 +240,16 @@ def _attempt(function: Callable[[Task], Result], task: Task) -> Outcome[Result]:
 
 
 @contextmanager
-def _without_logs() -> Iterator[None]:
+def without_logs() -> Iterator[None]:
     """Silence Dask in this process: what matters comes as an exception."""
+    import dask
+
     noisy = logging.getLogger("distributed")
     level = noisy.level
     noisy.setLevel(logging.CRITICAL)
     try:
-        yield
+        # What is sent with a task, such as a batch of queries, is as large as it has to be.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 GiB"}):
+            yield
     finally:
         noisy.setLevel(level)

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +11,7 @@ import pytest
 from index_builder.errors import SchedulerError
 from index_builder.execution import dask as dask_module
 from index_builder.execution import make_executor
+from tests.index_builder.execution.clusters import Cluster
 from tests.index_builder.execution.toy import (
     n_runs,
     nothing,
@@ -25,54 +20,23 @@ from tests.index_builder.execution.toy import (
     write_file,
 )
 
-ROOT = Path(__file__).resolve().parents[3]
-
-
-@contextmanager
-def running(*arguments: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "distributed.cli." + arguments[0], *arguments[1:]],
-        cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def cluster(folder: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """Start a scheduler and a worker as `dask scheduler` and `dask worker` do."""
-    file = folder / "scheduler.json"
-    common = ("--scheduler-file", str(file), "--host", "127.0.0.1", "--no-dashboard")
-    with running("dask_scheduler", *common, "--port", "0", folder=folder) as scheduler:
-        while not file.exists():
-            time.sleep(0.05)
-        worker = ("--scheduler-file", str(file), "--no-nanny", "--nthreads", "1", "--no-dashboard")
-        with running("dask_worker", *worker, "--memory-limit", "0", folder=folder):
-            yield file, scheduler
-
 
 @pytest.mark.slow
 def test_a_running_cluster_by_file_and_address_until_it_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dask_module, "_SECONDS_TO_CONNECT", 5)
+    monkeypatch.setattr(dask_module, "SECONDS_TO_CONNECT", 5)
     work = tmp_path / "work"
     work.mkdir()
-    with cluster(tmp_path) as (file, scheduler):
+    with Cluster(tmp_path) as cluster:
+        file, address = cluster.file, cluster.address
         with make_executor("dask", scheduler=str(file)) as executor:
             assert executor.run(write_file, toy_tasks(work, 3), label="toy") == [0, 1, 4]
-        address = json.loads(file.read_text())["address"]
         # The cluster outlives the executor, and what ran is not run again where nobody asks.
         with make_executor("dask", scheduler=address) as executor:
             executor.run(nothing, toy_tasks(work, 3), label="toy")
             assert [n_runs(task) for task in toy_tasks(work, 3)] == [1, 1, 1]
-            killer = threading.Timer(1.0, scheduler.kill)
+            killer = threading.Timer(1.0, cluster.scheduler.kill)
             killer.start()
             with pytest.raises(SchedulerError, match=f"{address} went away or dropped the work"):
                 executor.run(wait_for_ever, toy_tasks(work, 3), label="toy")
@@ -89,7 +53,7 @@ def test_a_running_cluster_by_file_and_address_until_it_is_lost(
 def test_a_scheduler_that_does_not_answer(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dask_module, "_SECONDS_TO_CONNECT", 1)
+    monkeypatch.setattr(dask_module, "SECONDS_TO_CONNECT", 1)
     monkeypatch.chdir(tmp_path)
     Path("empty.json").touch()
     Path("odd.json").write_text("{}")
