@@ -19,6 +19,7 @@ HOMES = {
     "dask": ("index_builder/execution/dask.py",),
     "diffusers": ("training/diffusion/schedule.py",),
     "distributed": ("index_builder/execution/dask.py",),
+    "duckdb": ("retrieval/metadata/where.py",),
     "efficientnet_lite_pytorch": ("training/encoders/efficientnet.py",),
     "emoji": ("retrieval/demo/openmoji.py",),
     "faiss": ("index_builder/", "retrieval/search/", "retrieval/doctor.py"),

@@ -83,6 +83,7 @@ class SearchEngine:
         embeddings: Collection,
         nominator: Nominator | None,
         vectors: Vectors,
+        filter_seconds: float | None = None,
     ) -> None:
         self.path = str(path)
         self.manifest = manifest
@@ -102,7 +103,9 @@ class SearchEngine:
         )
         self._metadata = MetadataStore.open(shards_of(path, manifest))
         self.columns = self._metadata.columns
-        self.filters = RowFilters(self._metadata, deleted=self.deleted)
+        self.filters = RowFilters(
+            self._metadata, deleted=self.deleted, timeout_seconds=filter_seconds
+        )
         self.ram_bytes = nominator.ram_bytes if nominator else self.plan.ram_bytes
 
     @classmethod
@@ -112,6 +115,7 @@ class SearchEngine:
         *,
         embeddings: Sequence[str | os.PathLike[str]] | None = None,
         device: str = "cpu",
+        filter_seconds: float | None = None,
     ) -> SearchEngine:
         """Open an index: compare every file with its SHA-256, then load the codes.
 
@@ -128,6 +132,8 @@ class SearchEngine:
         device : str
             ``cpu``, or GPUs that hold all rows and compare every one: ``cuda``, ``cuda:0,cuda:1``,
             ``auto``. Where that can't be, one line is logged and the processor searches.
+        filter_seconds : float or None
+            For the evaluation of one predicate; None: as long as it takes.
 
         Raises
         ------
@@ -156,9 +162,10 @@ class SearchEngine:
                 deleted=read_deleted(path, manifest),
             )
             if held is not None:
-                return cls(path, manifest, sources, held, held.vectors)
+                return cls(path, manifest, sources, held, held.vectors, filter_seconds)
         nominator = open_nominator(path, plan, shards)
-        return cls(path, manifest, sources, nominator, open_vectors(path, plan, shards, sources))
+        vectors = open_vectors(path, plan, shards, sources)
+        return cls(path, manifest, sources, nominator, vectors, filter_seconds)
 
     def search(
         self,
@@ -191,13 +198,19 @@ class SearchEngine:
         SearchError
             If the effort is out of range.
         FilterError
-            If a filter is refused, fails, or names a column that isn't there.
+            If a filter is refused, fails, takes too long, or names a column that isn't there.
+        SpaceMismatchError
+            If what is excluded is of another space.
         """
         request = request or SearchRequest()
         step = self.batch_queries(request) if batch_queries is None else batch_queries
         if step < 1:
             raise SearchError(f"batch_queries is {batch_queries}, expected at least 1.")
         vectors = self._check(np.asarray(queries))
+        if request.excluded_space is not None:
+            self.space.require_comparable(
+                request.excluded_space, mine=self.path, theirs="what is excluded"
+            )
         allowed = self.filters.allowed(request)
         self.effort(request)
         shape = len(vectors), request.k

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from index_builder.embeddings.space import EmbeddingSpace
+
     from .request import SearchRequest
 
 EXCLUDED_BYTES = 1 << 30
@@ -102,7 +104,7 @@ def read_request(
     QueryError, EmbeddingError
         If they can't be read.
     """
-    from .request import SearchRequest
+    from .request import DUPLICATE_FROM, UNSAFE_FROM, SearchRequest
 
     if values["allow_unsafe"] and values["unsafe_from"] is not None:
         raise click.UsageError("give either --unsafe-from or --allow-unsafe.")
@@ -110,10 +112,9 @@ def read_request(
         raise click.UsageError("--duplicate-from needs --dedup.")
     if values["exclude_from"] is not None and values["exclude"] is None:
         raise click.UsageError("--exclude-from needs --exclude EMBEDDINGS.")
-    from .request import DUPLICATE_FROM, UNSAFE_FROM
-
     unsafe_from = UNSAFE_FROM if values["unsafe_from"] is None else values["unsafe_from"]
     duplicate_from = values["duplicate_from"] or DUPLICATE_FROM
+    excluded, space = _read_excluded(values["exclude"]) if values["exclude"] else (None, None)
     return SearchRequest(
         k,
         breadth=breadth,
@@ -122,14 +123,15 @@ def read_request(
         unsafe_from=None if values["allow_unsafe"] else unsafe_from,
         watermarked_from=values["watermarked_from"],
         duplicate_from=duplicate_from if values["dedup"] else None,
-        excluded=_read_excluded(values["exclude"]) if values["exclude"] else None,
+        excluded=excluded,
         excluded_from=values["exclude_from"] or DUPLICATE_FROM,
+        excluded_space=space,
         aesthetic_weight=values["aesthetic_weight"],
     )
 
 
-def _read_excluded(path: Path) -> Any:
-    """Return excluded vectors (m, width), in their stored dtype."""
+def _read_excluded(path: Path) -> tuple[Any, EmbeddingSpace | None]:
+    """Return excluded vectors (m, width), in their stored dtype, and their space if it is known."""
     import numpy as np
 
     from ..errors import SearchError
@@ -142,4 +144,4 @@ def _read_excluded(path: Path) -> Any:
             f"{path} holds {stored.n_queries} vectors of {stored.width} numbers, {n_bytes} bytes "
             f"as float32; at most {EXCLUDED_BYTES} may be excluded: give the stimuli alone."
         )
-    return np.concatenate(list(stored.iter_batches(batch_queries=4096)))
+    return np.concatenate(list(stored.iter_batches(batch_queries=4096))), stored.space

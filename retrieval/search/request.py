@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from index_builder.embeddings.space import EmbeddingSpace
+
 from ..errors import SearchError
 
 UNSAFE_FROM = 0.5  # LAION's own threshold of punsafe
@@ -44,6 +46,8 @@ class SearchRequest:
         Vectors of stimuli that must not be found: rows whose cosine with one of them is at least
         ``excluded_from`` are left out.
     excluded_from : float
+    excluded_space : EmbeddingSpace or None
+        Of ``excluded``, where it is known: it must be the index's.
     aesthetic_weight : float
         Hits are ordered by score + weight * aesthetic / 10, aesthetic being their metadata
         column; scores stay cosines.
@@ -63,6 +67,7 @@ class SearchRequest:
     duplicate_from: float | None = None
     excluded: np.ndarray | None = field(default=None, compare=False)
     excluded_from: float = DUPLICATE_FROM
+    excluded_space: EmbeddingSpace | None = None
     aesthetic_weight: float = 0.0
 
     def __post_init__(self) -> None:

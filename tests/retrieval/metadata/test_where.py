@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -11,6 +12,7 @@ import pytest
 
 from retrieval.errors import FilterError
 from retrieval.metadata import where as where_module
+from retrieval.metadata.predicate import FUNCTIONS
 from retrieval.metadata.store import MetadataStore
 from retrieval.metadata.where import parse_where, rows_where
 
@@ -271,6 +273,12 @@ def test_the_database_reaches_nothing_and_stays_so() -> None:
                 database.execute(statement)
         limit = database.execute("SELECT current_setting('memory_limit')").fetchone()[0]
         assert limit == "256.0 MiB"
+
+
+def test_the_document_lists_every_function() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "filters.md").read_text()
+    named = [name for name in FUNCTIONS if not name.endswith("_escape")]  # LIKE ... ESCAPE
+    assert not [name for name in named if f"`{name}`" not in text]
 
 
 def test_a_tree_that_another_duckdb_would_write_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from index_builder.deletion import delete_rows
+from index_builder.embeddings.errors import SpaceMismatchError
 from index_builder.embeddings.reader import EmbeddingFolder
 from retrieval.errors import FilterError
 from retrieval.search.engine import SearchEngine
@@ -183,6 +185,15 @@ def test_hits_are_shaped(
     beautiful = engine.search(queries, SearchRequest(5, aesthetic_weight=50, unsafe_from=None))
     scores = columns["aesthetic"][beautiful.rows]
     assert (np.diff(scores, axis=1) < 0.2).all() and scores.mean() > 8
+
+
+def test_what_is_excluded_must_be_of_the_same_space(opened: Open, draw_rows: Draw) -> None:
+    engine = opened(code="flat")
+    excluded = draw_rows(3)
+    engine.search(draw_rows(1), SearchRequest(excluded=excluded, excluded_space=engine.space))
+    other = dataclasses.replace(engine.space, model="ViT-H-14/laion2b")
+    with pytest.raises(SpaceMismatchError, match="what is excluded"):
+        engine.search(draw_rows(1), SearchRequest(excluded=excluded, excluded_space=other))
 
 
 def test_filters_that_cannot_be_are_refused(opened: Open, draw_rows: Draw) -> None:
