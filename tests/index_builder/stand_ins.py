@@ -9,6 +9,7 @@ import numpy as np
 
 from index_builder.cosine import unit_rows
 from index_builder.embeddings.space import EmbeddingSpace
+from index_builder.row_set import RowSet
 
 
 @dataclass
@@ -33,9 +34,19 @@ class Scan:
     def read_bytes(self, breadth: int) -> int:
         return 40 * breadth // self.factor * len(self.rows)
 
+    def widened(self, breadth: int, share: float) -> int:
+        return breadth
+
     def candidates(
-        self, unit: np.ndarray, breadth: int, n_candidates: int, *, n_least: int
+        self,
+        unit: np.ndarray,
+        breadth: int,
+        n_candidates: int,
+        *,
+        n_least: int,
+        allowed: RowSet | None = None,
     ) -> np.ndarray:
+        assert allowed is None
         mix = np.random.default_rng(5).standard_normal((unit.shape[1], unit.shape[1]))
         rows = unit_rows(self.rows)
         noise = (

@@ -30,6 +30,7 @@ from index_builder.manifest import read_deleted, read_index_manifest, verify_ind
 from index_builder.planning import plan_index
 from index_builder.verify import verify_index
 from retrieval.search.engine import SearchEngine
+from retrieval.search.request import SearchRequest
 
 Cone = Callable[..., np.ndarray]
 WriteFolder = Callable[..., EmbeddingFolder]
@@ -102,14 +103,14 @@ def test_deleted_rows_are_in_no_search(
     build: Callable[..., tuple[Path, np.ndarray]], design: dict[str, Any]
 ) -> None:
     root, rows = build(**design)
-    before = SearchEngine.open(root).search(rows[:40], 5).rows
+    before = SearchEngine.open(root).search(rows[:40], SearchRequest(5)).rows
     gone = np.array([7, 3, 3, 299], np.int32)
     manifest = delete_rows(root, gone)
     assert manifest == read_index_manifest(root)
     assert manifest["deleted"]["n_rows"] == 3
     engine = SearchEngine.open(root)
     np.testing.assert_array_equal(engine.deleted, [3, 7, 299])
-    found = engine.search(rows[:40], 5).rows
+    found = engine.search(rows[:40], SearchRequest(5)).rows
     assert not np.isin(found, gone).any() and (found >= 0).all()
     is_same = ~np.isin(before, gone).any(axis=1)
     assert is_same.any() and not is_same.all()
@@ -195,7 +196,7 @@ def test_deleted_rows_stay_so_when_an_index_grows(
     delete_rows(root, np.array([7]))
     grown = add_embeddings(root, [write_folder(rows[::3], "later").path])
     assert read_deleted(root, grown).tolist() == [7]
-    assert not (SearchEngine.open(root).search(rows[:20], 5).rows == 7).any()
+    assert not (SearchEngine.open(root).search(rows[:20], SearchRequest(5)).rows == 7).any()
     delete_rows(root, np.array([399]))
     assert SearchEngine.open(root).deleted.tolist() == [7, 399]
 

@@ -29,6 +29,7 @@ from index_builder.manifest import read_index_manifest, verify_index_files
 from index_builder.planning import plan_index
 from index_builder.verify import verify_index
 from retrieval.search.engine import SearchEngine
+from retrieval.search.request import SearchRequest
 
 Cone = Callable[..., np.ndarray]
 WriteFolder = Callable[..., EmbeddingFolder]
@@ -83,7 +84,7 @@ def search_all(root: Path, queries: np.ndarray, k: int = 10) -> tuple[np.ndarray
     engine = SearchEngine.open(root)
     nominator = engine._nominator
     effort = {"breadth": nominator.most_breadth, "n_candidates": engine.n_rows} if nominator else {}
-    found = engine.search(queries, k, **effort)
+    found = engine.search(queries, SearchRequest(k, **effort))
     return found.rows, found.scores
 
 

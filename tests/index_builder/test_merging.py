@@ -32,6 +32,7 @@ from index_builder.merging import merge_shards
 from index_builder.planning import plan_index
 from index_builder.verify import verify_index
 from retrieval.search.engine import SearchEngine
+from retrieval.search.request import SearchRequest
 
 Cone = Callable[..., np.ndarray]
 WriteFolder = Callable[..., EmbeddingFolder]
@@ -89,7 +90,7 @@ def search(
     effort = {}
     if nominator and is_full:
         effort = {"breadth": nominator.most_breadth, "n_candidates": engine.n_rows}
-    found = engine.search(queries, k, **effort)
+    found = engine.search(queries, SearchRequest(k, **effort))
     return found.rows, found.scores
 
 
