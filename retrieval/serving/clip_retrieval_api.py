@@ -183,15 +183,15 @@ def clip_retrieval_router(service: Service) -> APIRouter:
         if body.modality == "text":
             raise Problem(409, "no_text_index", f"index {served.name} holds images, not texts.")
         k = body.num_images if body.num_result_ids is None else body.num_result_ids
-        if not k:
-            return json_answer([])
         asked = SearchRequest(
-            k,
+            max(k, 1),
             unsafe_from=UNSAFE_FROM if body.use_safety_model else None,
             duplicate_from=DUPLICATE_FROM if body.deduplicate else None,
         )
         service.check_size(1, asked)
         vectors = await _query_vector(service, served, body)
+        if not k:
+            return json_answer([])
         columns = _columns(served)
         found = await service.search(served, vectors, asked, tuple(columns.values()))
         rows = found.rows[0][found.rows[0] >= 0].tolist()

@@ -215,6 +215,7 @@ def test_what_cannot_be_asked_is_refused(client: TestClient, world: World) -> No
     )
     refused(client, 422, "no_queries")
     refused(client, 422, "no_queries", embedding_input=[], text="")
+    refused(client, 422, "no_queries", num_images=0, num_result_ids=None)
     refused(client, 422, "wrong_width", embedding_input=[1.0])
     refused(client, 422, "no_direction", embedding_input=[0.0] * WIDTH)
     refused(client, 409, "no_text_index", embedding_input=vector, modality="text")
