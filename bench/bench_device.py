@@ -57,8 +57,8 @@ def prepare(work: Path, n_rows: int) -> None:
 
 def open_on_device(index: Path, device: str) -> Any:
     """Return an engine whose rows are on devices."""
-    from retrieval.search.device_nominator import DeviceNominator
-    from retrieval.search.engine import SearchEngine
+    from retrieval.searching.device_nominator import DeviceNominator
+    from retrieval.searching.engine import SearchEngine
 
     if device != "cpu":
         engine = SearchEngine.open(index, device=device)
@@ -77,7 +77,7 @@ def open_on_device(index: Path, device: str) -> Any:
 
 def compare(flat: Any, device: Any, queries: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return how many hits of each kind and k are those of the processor, bit for bit."""
-    from retrieval.search.request import SearchRequest
+    from retrieval.searching.request import SearchRequest
 
     same: dict[str, Any] = {}
     for kind, some in queries.items():
@@ -93,7 +93,7 @@ def compare(flat: Any, device: Any, queries: dict[str, np.ndarray]) -> dict[str,
 
 def seconds_of(engine: Any, batch: np.ndarray) -> float:
     """Return how long a search takes."""
-    from retrieval.search.request import SearchRequest
+    from retrieval.searching.request import SearchRequest
 
     started = time.perf_counter()
     engine.search(batch, SearchRequest(K), batch_queries=len(batch))
@@ -141,7 +141,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from galleries import Gallery
     from machine import describe_machine
 
-    from retrieval.search.engine import SearchEngine
+    from retrieval.searching.engine import SearchEngine
 
     machine = describe_machine()
     prepare(options.work, options.rows)

@@ -148,7 +148,7 @@ def find_truth(engine: Any, queries: np.ndarray, allowed: Any) -> np.ndarray:
 
 def search_filtered(engine: Any, queries: np.ndarray, where: str) -> np.ndarray:
     """Return rows (n, K): what voxseek does."""
-    from retrieval.search.request import SearchRequest
+    from retrieval.searching.request import SearchRequest
 
     request = SearchRequest(K, where=where, unsafe_from=None)
     rows: np.ndarray = engine.search(queries, request, batch_queries=BATCH).rows
@@ -157,7 +157,7 @@ def search_filtered(engine: Any, queries: np.ndarray, where: str) -> np.ndarray:
 
 def search_then_filter(engine: Any, queries: np.ndarray, allowed: Any) -> tuple[np.ndarray, int]:
     """Return rows (n, K), -1 where it gave up, and the most hits that were asked for."""
-    from retrieval.search.request import SearchRequest
+    from retrieval.searching.request import SearchRequest
 
     rows = np.full((len(queries), K), -1)
     lacking, n_asked = np.arange(len(queries)), FIRST_ASKED
@@ -262,7 +262,7 @@ def measure(engine: Any, queries: np.ndarray, where: str, options: Any) -> dict[
 
 def measure_unfiltered(engine: Any, queries: np.ndarray, options: Any) -> dict[str, Any]:
     """Measure the same queries without a filter."""
-    from retrieval.search.request import SearchRequest
+    from retrieval.searching.request import SearchRequest
 
     def search(some: np.ndarray) -> Any:
         return engine.search(some, SearchRequest(K, unsafe_from=None), batch_queries=BATCH)
@@ -316,7 +316,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure everything, and return the record."""
     from machine import describe_machine
 
-    from retrieval.search.engine import SearchEngine
+    from retrieval.searching.engine import SearchEngine
 
     options.work.mkdir(parents=True, exist_ok=True)
     queries = prepare(options.work, options)

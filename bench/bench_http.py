@@ -279,8 +279,8 @@ def prepare(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def answers_of_voxseek(work: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the rows that the engine finds, (n, K), and what the index is."""
-    from retrieval.search.engine import SearchEngine
-    from retrieval.search.request import SearchRequest
+    from retrieval.searching.engine import SearchEngine
+    from retrieval.searching.request import SearchRequest
 
     engine = SearchEngine.open(work / "voxseek")
     rows = engine.search(_queries(work), SearchRequest(K, unsafe_from=None)).rows

@@ -175,8 +175,8 @@ def search(who: str, work: Path, n_candidates: int) -> dict[str, Any]:
 
 
 def _open_voxseek(work: Path) -> Any:
-    from retrieval.search.engine import SearchEngine
-    from retrieval.search.request import SearchRequest
+    from retrieval.searching.engine import SearchEngine
+    from retrieval.searching.request import SearchRequest
 
     engine = SearchEngine.open(work / "voxseek")
     return lambda queries: engine.search(queries, SearchRequest(K)).rows

@@ -21,10 +21,10 @@ import pyarrow as pa
 
 from .errors import QueryError
 from .results import hit_table
-from .search.engine import SearchEngine
-from .search.queries import load_queries
-from .search.request import SearchRequest
-from .search.result import SearchResult
+from .searching.engine import SearchEngine
+from .searching.queries import load_queries
+from .searching.request import SearchRequest
+from .searching.result import SearchResult
 
 _ARROW_LISTS = (
     pa.types.is_fixed_size_list,

@@ -11,7 +11,7 @@ from index_builder.embeddings.terminal import EXISTING, FOLDER, emit, json_optio
 
 from .benchmarks.commands import bench
 from .confidence.commands import confidence
-from .search.commands import search
+from .searching.commands import search
 from .serving.commands import serve
 
 HOME = Path(__file__).resolve().parents[1]

@@ -9,7 +9,8 @@ RetrievalError          root; a VoxseekError
 ├── ClusterError        no worker of a cluster could search, or none in time
 ├── DemoError           a demo folder holds something else
 ├── PictureError        a picture can't be read or fetched; `reason` counts it
-└── ResultsError        a results folder can't be written or read as asked
+├── ResultsError        a results folder can't be written or read as asked
+└── ServingError        a server can't be started as asked (`serving.problems`)
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ from index_builder.embeddings.progress import track
 from .confidence.artefact import Assessment, Confidence
 from .confidence.observations import read_trials
 from .errors import ResultsError
-from .search.engine import SearchEngine
-from .search.queries import QuerySet
-from .search.request import SearchRequest
-from .search.result import SearchResult
+from .searching.engine import SearchEngine
+from .searching.queries import QuerySet
+from .searching.request import SearchRequest
+from .searching.result import SearchResult
 
 if TYPE_CHECKING:
-    from .search.tokens import TokenStage
+    from .searching.tokens import TokenStage
 
 HITS_FILE = "results.parquet"
 MANIFEST_FILE = "results.json"

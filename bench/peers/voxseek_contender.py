@@ -14,8 +14,8 @@ from contender import K, Opened, Rows, Setting
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from retrieval.search.engine import SearchEngine  # noqa: E402
-from retrieval.search.request import SearchRequest  # noqa: E402
+from retrieval.searching.engine import SearchEngine  # noqa: E402
+from retrieval.searching.request import SearchRequest  # noqa: E402
 
 # Options of `voxseek index build` beside --memory, and that: GiB for a million rows.
 _OPTIONS: dict[str, tuple[list[str], float]] = {

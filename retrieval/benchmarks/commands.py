@@ -17,7 +17,7 @@ from index_builder.embeddings.terminal import (
     seed_option,
 )
 
-from ..search.options import breadth_option, candidates_option
+from ..searching.options import breadth_option, candidates_option
 
 if TYPE_CHECKING:
     from .nway import NWay
@@ -145,8 +145,8 @@ def bench_index(
     \b
     Example:  voxseek bench index index/ predictions/ -k 10
     """
-    from ..search.engine import SearchEngine
-    from ..search.queries import load_queries
+    from ..searching.engine import SearchEngine
+    from ..searching.queries import load_queries
     from .recall import measure_recall
 
     engine = SearchEngine.open(index, embeddings=embeddings or None)

@@ -13,9 +13,9 @@ from index_builder.embeddings.float16 import to_float32
 from index_builder.ground_truth import block_rows, exact_search
 
 from ..errors import BenchmarkError
-from ..search.engine import SearchEngine
-from ..search.queries import QuerySet
-from ..search.request import SearchRequest
+from ..searching.engine import SearchEngine
+from ..searching.queries import QuerySet
+from ..searching.request import SearchRequest
 from .bootstrap import N_RESAMPLES, percentile_interval, resample_images
 from .report import Estimate
 

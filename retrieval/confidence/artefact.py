@@ -21,10 +21,10 @@ from index_builder.embeddings.artefact import fingerprint, read_manifest, verify
 from index_builder.embeddings.errors import ArtefactError
 
 from ..errors import ConfidenceError
-from ..search.engine import SearchEngine
-from ..search.queries import QuerySet
-from ..search.request import SearchRequest
-from ..search.result import SearchResult
+from ..searching.engine import SearchEngine
+from ..searching.queries import QuerySet
+from ..searching.request import SearchRequest
+from ..searching.result import SearchResult
 from .calibration import LogisticModel
 from .observations import decoder_of, observe_features, read_trials
 from .random_pairs import RandomPairs

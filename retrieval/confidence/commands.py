@@ -44,8 +44,8 @@ def fit(
     Example:  voxseek predict run/ subj01/ validation/ --split validation
               voxseek confidence fit index/ validation/ confidence/
     """
-    from ..search.engine import SearchEngine
-    from ..search.queries import load_queries
+    from ..searching.engine import SearchEngine
+    from ..searching.queries import load_queries
     from .fitting import fit_confidence
 
     engine = SearchEngine.open(index, embeddings=embeddings or None)
@@ -92,8 +92,8 @@ def check(
         raise click.UsageError(f"--plot writes SVG; {plot} should end in .svg.")
     from index_builder.embeddings.artefact import atomic_write
 
-    from ..search.engine import SearchEngine
-    from ..search.queries import load_queries
+    from ..searching.engine import SearchEngine
+    from ..searching.queries import load_queries
     from .artefact import Confidence
     from .curve import draw_reliability
     from .fitting import check_confidence

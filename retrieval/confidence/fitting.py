@@ -14,9 +14,9 @@ from index_builder.embeddings.artefact import atomic_write, write_manifest
 
 from ..benchmarks.bootstrap import N_RESAMPLES
 from ..errors import ConfidenceError
-from ..search.engine import SearchEngine
-from ..search.queries import QuerySet
-from ..search.request import SearchRequest
+from ..searching.engine import SearchEngine
+from ..searching.queries import QuerySet
+from ..searching.request import SearchRequest
 from .artefact import (
     CURVE_FILE,
     FORMAT_VERSION,

@@ -17,10 +17,10 @@ from index_builder.cosine import rounding_error
 from index_builder.embeddings.reader import EmbeddingFolder
 
 from ..errors import ConfidenceError
-from ..search.engine import BATCH_QUERIES, SearchEngine
-from ..search.queries import QuerySet
-from ..search.request import SearchRequest
-from ..search.result import SearchResult
+from ..searching.engine import BATCH_QUERIES, SearchEngine
+from ..searching.queries import QuerySet
+from ..searching.request import SearchRequest
+from ..searching.result import SearchResult
 from .random_pairs import Comparison, RandomPairs
 
 FEATURES = ("score", "margin", "deviations", "log_trials")

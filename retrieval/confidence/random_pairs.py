@@ -15,7 +15,7 @@ from index_builder.embeddings.float16 import to_float32
 from index_builder.sampling import sample_rows
 
 from ..errors import ConfidenceError
-from ..search.engine import SearchEngine
+from ..searching.engine import SearchEngine
 
 N_ROWS = 2000
 MEMORY_BYTES = 256 << 20

@@ -35,9 +35,9 @@ from ..benchmarks.report import NwayReport
 from ..benchmarks.table import format_report
 from ..gallery.results_page import write_results_gallery
 from ..results import Results, write_results
-from ..search.engine import SearchEngine
-from ..search.queries import load_queries
-from ..search.request import SearchRequest
+from ..searching.engine import SearchEngine
+from ..searching.queries import load_queries
+from ..searching.request import SearchRequest
 from .stages import Stages
 
 N_FIGURES = 10

@@ -36,9 +36,9 @@ from ..benchmarks.table import align, percent
 from ..errors import DemoError
 from ..gallery.results_page import count_found, write_results_gallery
 from ..results import Results, write_results
-from ..search.engine import SearchEngine
-from ..search.queries import load_queries
-from ..search.request import SearchRequest
+from ..searching.engine import SearchEngine
+from ..searching.queries import load_queries
+from ..searching.request import SearchRequest
 from .openmoji import ATTRIBUTION, draw_openmoji
 from .stages import Stages
 

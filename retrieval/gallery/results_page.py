@@ -15,8 +15,8 @@ from training.subjects.subject import Subject
 
 from ..errors import ResultsError
 from ..results import Results
-from ..search.engine import SearchEngine
-from ..search.queries import QuerySet
+from ..searching.engine import SearchEngine
+from ..searching.queries import QuerySet
 from .page import GalleryHit, GalleryQuery, write_gallery
 
 PAGE_NAME = "gallery.html"

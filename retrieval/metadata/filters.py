@@ -18,7 +18,7 @@ from .predicate import Predicate, quote
 from .store import MetadataStore
 
 if TYPE_CHECKING:
-    from ..search.request import SearchRequest
+    from ..searching.request import SearchRequest
 
 CACHE_BYTES = 2 << 30
 MEMORY_BYTES = 1 << 30

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..search.request import SearchRequest
+from ..searching.request import SearchRequest
 from .finding import Found
 from .problems import Problem
 

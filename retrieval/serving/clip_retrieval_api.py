@@ -22,7 +22,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from index_builder.cosine import unit_rows
 
 from ..images.fetching import FetchLimits, fetch
-from ..search.request import DUPLICATE_FROM, UNSAFE_FROM, SearchRequest
+from ..searching.request import DUPLICATE_FROM, UNSAFE_FROM, SearchRequest
 from .finding import PATH_COLUMN, metadata_lines, read_metadata
 from .own_api import json_answer, parse, refusals
 from .pictures import MOST_SIZE, thumbnail

@@ -76,9 +76,19 @@ class NamedFolder(click.ParamType[tuple[str, Path]]):
     show_default=True,
     help="Where searches and encoders compute: cpu, or GPUs such as cuda or cuda:0,cuda:1.",
 )
-@click.option("--most-k", default=10_000, show_default=True, type=click.IntRange(1))
-@click.option("--most-queries", default=1024, show_default=True, type=click.IntRange(1))
-@click.option("--most-body", default="8MiB", show_default=True, metavar="SIZE")
+@click.option(
+    "--most-k", default=10_000, show_default=True, type=click.IntRange(1), help="Hits a query."
+)
+@click.option(
+    "--most-queries",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Queries a request.",
+)
+@click.option(
+    "--most-body", default="8MiB", show_default=True, metavar="SIZE", help="Bytes of a request."
+)
 @click.option(
     "--queue",
     default=64,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..errors import ConfidenceError
-from ..search.request import SearchRequest
-from ..search.result import SearchResult
+from ..searching.request import SearchRequest
+from ..searching.result import SearchResult
 from .finding import Found
 from .questions import Query, TrialQuery
 from .served import ServedIndex, ServedRun

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..search.engine import SearchEngine
-from ..search.request import SearchRequest
+from ..searching.engine import SearchEngine
+from ..searching.request import SearchRequest
 
 PATH_COLUMN = "image_path"
 

@@ -13,7 +13,7 @@ import numpy as np
 from index_builder.embeddings.npy_header import read_npy_header
 
 from ..images.decoding import decode_picture
-from ..search.mixes import mix
+from ..searching.mixes import mix
 from .problems import Problem
 from .questions import ImageQuery, MixQuery, Query, Single, TextQuery, TrialQuery
 from .served import QueryEncoder, ServedIndex

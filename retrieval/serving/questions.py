@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from ..search.request import DUPLICATE_FROM, UNSAFE_FROM, WATERMARKED_FROM, SearchRequest
+from ..searching.request import DUPLICATE_FROM, UNSAFE_FROM, WATERMARKED_FROM, SearchRequest
 
 _MOST_ROW = 2**63 - 1
 _MOST_TEXT = 10_000

@@ -13,8 +13,8 @@ from index_builder.embeddings.space import EmbeddingSpace
 
 from ..confidence.artefact import Confidence
 from ..confidence.observations import decoder_of
-from ..search.engine import SearchEngine
-from ..search.queries import QuerySet
+from ..searching.engine import SearchEngine
+from ..searching.queries import QuerySet
 from .finding import PATH_COLUMN
 from .pictures import PictureFolders
 
@@ -154,7 +154,7 @@ class ServedRun:
         """
         from training.subjects.subject import Subject
 
-        from ..search.brain import brain_queries
+        from ..searching.brain import brain_queries
 
         subject = Subject.open(subject_folder)
         with brain_queries(run, subject_folder, split=SPLIT) as asked:

@@ -12,7 +12,7 @@ import numpy as np
 
 from index_builder.cosine import has_direction
 
-from ..search.request import SearchRequest
+from ..searching.request import SearchRequest
 from .batching import Batcher
 from .finding import Found, find
 from .metrics import Metrics

@@ -19,7 +19,7 @@ from training.errors import EncoderError
 
 from ..confidence.artefact import Confidence
 from ..errors import ConfidenceError
-from ..search.engine import SearchEngine
+from ..searching.engine import SearchEngine
 from .indices_paths import IndexEntry, read_indices_paths
 from .problems import ServingError
 from .served import QueryEncoder, ServedIndex, ServedRun
@@ -224,7 +224,7 @@ def _open_encoder(name: str, space: EmbeddingSpace, options: StartOptions) -> Qu
     """
     from training.encoders.catalogue import name_encoder
 
-    from ..search.encoding import open_query_encoder  # brings torch
+    from ..searching.encoding import open_query_encoder  # brings torch
 
     is_asked_for = options.encoder is not None or options.pretrained is not None
     try:

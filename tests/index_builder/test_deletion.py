@@ -29,8 +29,8 @@ from index_builder.growth import add_embeddings
 from index_builder.manifest import read_deleted, read_index_manifest, verify_index_files
 from index_builder.planning import plan_index
 from index_builder.verify import verify_index
-from retrieval.search.engine import SearchEngine
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.request import SearchRequest
 
 Cone = Callable[..., np.ndarray]
 WriteFolder = Callable[..., EmbeddingFolder]

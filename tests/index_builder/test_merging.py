@@ -31,8 +31,8 @@ from index_builder.manifest import read_index_manifest, verify_index_files
 from index_builder.merging import merge_shards
 from index_builder.planning import plan_index
 from index_builder.verify import verify_index
-from retrieval.search.engine import SearchEngine
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.request import SearchRequest
 
 Cone = Callable[..., np.ndarray]
 WriteFolder = Callable[..., EmbeddingFolder]

@@ -15,8 +15,8 @@ from index_builder.embeddings.errors import SpaceMismatchError
 from index_builder.embeddings.reader import EmbeddingFolder
 from retrieval.api import open_index, search
 from retrieval.errors import QueryError
-from retrieval.search.engine import SearchEngine
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.request import SearchRequest
 
 Draw = Callable[[int], np.ndarray]
 Write = Callable[..., EmbeddingFolder]

@@ -12,9 +12,9 @@ from index_builder.embeddings.errors import ArtefactError, SpaceMismatchError
 from index_builder.embeddings.reader import EmbeddingFolder
 from retrieval.errors import ResultsError, SearchError
 from retrieval.results import Results, to_json_lines, write_results
-from retrieval.search.engine import SearchEngine
-from retrieval.search.queries import QuerySet, load_queries
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.queries import QuerySet, load_queries
+from retrieval.searching.request import SearchRequest
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from index_builder.embeddings.writer import EmbeddingWriter
 from index_builder.planning import plan_index
 from retrieval.benchmarks.recall import measure_recall
 from retrieval.errors import BenchmarkError
-from retrieval.search.engine import SearchEngine
-from retrieval.search.queries import load_queries
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.queries import load_queries
+from retrieval.searching.request import SearchRequest
 
 DIM, N_ROWS = 64, 1500
 

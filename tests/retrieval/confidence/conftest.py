@@ -11,8 +11,8 @@ import pytest
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.embeddings.writer import EmbeddingWriter
-from retrieval.search.engine import SearchEngine
-from retrieval.search.queries import QuerySet, load_queries
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.queries import QuerySet, load_queries
 
 N_GALLERY = 600
 NOISE = 0.2  # per coordinate; about half of the first hits are then right

@@ -13,8 +13,8 @@ from index_builder.deletion import delete_rows
 from retrieval.confidence.artefact import Confidence
 from retrieval.confidence.commands import confidence
 from retrieval.errors import ConfidenceError
-from retrieval.search.engine import SearchEngine
-from retrieval.search.queries import QuerySet
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.queries import QuerySet
 
 
 def call(*arguments: str) -> str:

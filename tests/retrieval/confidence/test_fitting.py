@@ -19,10 +19,10 @@ from retrieval.confidence.observations import FEATURES, observe
 from retrieval.confidence.random_pairs import RandomPairs
 from retrieval.confidence.reliability import log_losses_of, measure_reliability
 from retrieval.errors import ConfidenceError
-from retrieval.search.engine import SearchEngine
-from retrieval.search.queries import QuerySet
-from retrieval.search.request import SearchRequest
-from retrieval.search.result import SearchResult
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.queries import QuerySet
+from retrieval.searching.request import SearchRequest
+from retrieval.searching.result import SearchResult
 
 QUICK = {"n_random": 300, "n_resamples": 200}
 

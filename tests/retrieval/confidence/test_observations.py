@@ -21,10 +21,10 @@ from retrieval.confidence.observations import (
 )
 from retrieval.confidence.random_pairs import Comparison, RandomPairs
 from retrieval.errors import ConfidenceError
-from retrieval.search.engine import SearchEngine
-from retrieval.search.queries import QuerySet, load_queries
-from retrieval.search.request import SearchRequest
-from retrieval.search.result import SearchResult
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.queries import QuerySet, load_queries
+from retrieval.searching.request import SearchRequest
+from retrieval.searching.result import SearchResult
 
 
 def pairs_of(engine: SearchEngine) -> RandomPairs:

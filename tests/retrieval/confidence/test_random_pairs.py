@@ -13,8 +13,8 @@ from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.sampling import sample_rows
 from retrieval.confidence.random_pairs import RandomPairs, rows_within
 from retrieval.errors import ConfidenceError
-from retrieval.search.engine import SearchEngine
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.request import SearchRequest
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

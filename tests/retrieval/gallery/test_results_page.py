@@ -21,9 +21,9 @@ from retrieval.gallery.results_page import (
     write_results_gallery,
 )
 from retrieval.results import write_results
-from retrieval.search.engine import SearchEngine
-from retrieval.search.queries import load_queries
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.queries import load_queries
+from retrieval.searching.request import SearchRequest
 
 SPACE = EmbeddingSpace("a model", "final", 1, 8, True)
 

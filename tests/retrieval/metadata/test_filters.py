@@ -14,7 +14,7 @@ from retrieval.errors import FilterError
 from retrieval.metadata import where as where_module
 from retrieval.metadata.filters import RowFilters
 from retrieval.metadata.store import MetadataStore
-from retrieval.search.request import SearchRequest
+from retrieval.searching.request import SearchRequest
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.embeddings.writer import EmbeddingWriter
 from index_builder.planning import plan_index
-from retrieval.search.engine import SearchEngine
+from retrieval.searching.engine import SearchEngine
 from retrieval.serving.app import create_app
 from retrieval.serving.served import ServedIndex, ServedRun
 from retrieval.serving.settings import Limits, ServerSettings

@@ -9,8 +9,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from retrieval.results import HIT_SCHEMA
-from retrieval.search.engine import SearchEngine
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.request import SearchRequest
 from retrieval.serving.arrow_api import read_vectors
 from retrieval.serving.problems import Problem
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval.search.request import SearchRequest
+from retrieval.searching.request import SearchRequest
 from retrieval.serving.batching import Batcher
 from retrieval.serving.finding import Found
 from retrieval.serving.problems import Problem

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieval.search.engine import SearchEngine
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.request import SearchRequest
 
 from .conftest import World
 

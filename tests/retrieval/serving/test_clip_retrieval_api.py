@@ -14,8 +14,8 @@ from PIL import Image
 
 from index_builder.cosine import unit_rows
 from retrieval.errors import PictureError
-from retrieval.search.engine import SearchEngine
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.request import SearchRequest
 from retrieval.serving import clip_retrieval_api
 from retrieval.serving.served import ServedIndex
 

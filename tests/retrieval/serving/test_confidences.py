@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from retrieval.confidence.artefact import Assessment
 from retrieval.errors import ConfidenceError
-from retrieval.search.request import SearchRequest
+from retrieval.searching.request import SearchRequest
 from retrieval.serving.served import ServedRun
 
 

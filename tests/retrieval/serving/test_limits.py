@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from index_builder.embeddings.errors import ArtefactError
-from retrieval.search.engine import SearchEngine
+from retrieval.searching.engine import SearchEngine
 from retrieval.serving.app import create_app
 from retrieval.serving.served import ServedIndex
 from retrieval.serving.settings import Limits, ServerSettings

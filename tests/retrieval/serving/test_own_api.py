@@ -11,9 +11,9 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from retrieval.search.engine import SearchEngine
-from retrieval.search.mixes import mix
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.mixes import mix
+from retrieval.searching.request import SearchRequest
 from retrieval.serving.served import ServedIndex, ServedRun
 
 from .conftest import N_ROWS, WIDTH, FakeEncoder, World

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 
 from index_builder.embeddings.reader import EmbeddingFolder
-from retrieval.search.engine import SearchEngine
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.request import SearchRequest
 from tests.index_builder.execution.test_slurm import DASK, ROOT, SLURM, SRUN, wait_for_the_end
 
 VOXSEEK = """#!{python}
 import sys
 import numpy as np
 from distributed import Client
-from retrieval.search.cluster import ClusterSearch
-from retrieval.search.request import SearchRequest
+from retrieval.searching.cluster import ClusterSearch
+from retrieval.searching.request import SearchRequest
 
 if __name__ == "__main__":
     search, index, queries, out_option, out, scheduler_option, scheduler, *rest = sys.argv[1:]

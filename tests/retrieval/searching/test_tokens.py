@@ -17,11 +17,11 @@ from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.embeddings.writer import EmbeddingWriter
 from retrieval.errors import PictureError, QueryError
 from retrieval.images.sources import PictureSources
-from retrieval.search.encoding import QueryEncoder
-from retrieval.search.engine import SearchEngine
-from retrieval.search.queries import QuerySet, load_queries
-from retrieval.search.request import SearchRequest
-from retrieval.search.tokens import TokenStage, open_token_stage
+from retrieval.searching.encoding import QueryEncoder
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.queries import QuerySet, load_queries
+from retrieval.searching.request import SearchRequest
+from retrieval.searching.tokens import TokenStage, open_token_stage
 from training.encoders.pixels import PixelEncoder
 from training.targets import embed_pictures, list_pictures
 

@@ -19,15 +19,15 @@ from index_builder.embeddings.errors import ArtefactError
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.errors import IndexDamagedError, SchedulerError
 from retrieval.errors import ClusterError, QueryError, SearchError
-from retrieval.search import shard_workers
-from retrieval.search.cluster import ClusterSearch
-from retrieval.search.engine import SearchEngine
-from retrieval.search.held_shards import ShardQuestion, answer_shard, name_of
-from retrieval.search.queries import load_queries
-from retrieval.search.request import SearchRequest
-from retrieval.search.result import SearchResult
+from retrieval.searching import shard_workers
+from retrieval.searching.cluster import ClusterSearch
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.held_shards import ShardQuestion, answer_shard, name_of
+from retrieval.searching.queries import load_queries
+from retrieval.searching.request import SearchRequest
+from retrieval.searching.result import SearchResult
 from tests.index_builder.execution.clusters import Cluster
-from tests.retrieval.search.shard_answers import answer_as_marked, mark
+from tests.retrieval.searching.shard_answers import answer_as_marked, mark
 
 Draw = Callable[[int], np.ndarray]
 Write = Callable[..., EmbeddingFolder]

@@ -17,9 +17,9 @@ from index_builder.embeddings.space import EmbeddingSpace
 from index_builder.errors import SourceError
 from index_builder.planning import plan_index
 from retrieval.errors import QueryError, SearchError
-from retrieval.search.engine import SearchEngine
-from retrieval.search.queries import load_queries
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.queries import load_queries
+from retrieval.searching.request import SearchRequest
 
 Draw = Callable[[int], np.ndarray]
 Write = Callable[..., EmbeddingFolder]

@@ -14,8 +14,8 @@ from index_builder.deletion import delete_rows
 from index_builder.embeddings.errors import SpaceMismatchError
 from index_builder.embeddings.reader import EmbeddingFolder
 from retrieval.errors import FilterError
-from retrieval.search.engine import SearchEngine
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.request import SearchRequest
 
 Draw = Callable[[int], np.ndarray]
 Open = Callable[..., SearchEngine]
@@ -109,7 +109,7 @@ def test_the_certified_effort_fills_every_query(
     design: str,
     share: float,
 ) -> None:
-    monkeypatch.setattr("retrieval.search.engine._FEW", 0)  # codes nominate, however few
+    monkeypatch.setattr("retrieval.searching.engine._FEW", 0)  # codes nominate, however few
     engine = opened(**DESIGNS[design])
     queries = rows[::20] + rng.normal(0, 0.05, (60, rows.shape[1]))  # near rows, as certified
     request = SearchRequest(10, where=f"share < {share}", unsafe_from=None)

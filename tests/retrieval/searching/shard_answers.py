@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from index_builder.row_set import RowSet
-from retrieval.search.held_shards import Found, ShardQuestion, answer_shard
+from retrieval.searching.held_shards import Found, ShardQuestion, answer_shard
 
 
 def mark(index: Path, what: str, shard: str) -> Path:

@@ -10,9 +10,9 @@ from PIL import Image
 from index_builder.embeddings.errors import ArtefactError
 from index_builder.embeddings.reader import EmbeddingFolder
 from retrieval.errors import PictureError, QueryError
-from retrieval.search import queries as queries_module
-from retrieval.search.encoding import QueryEncoder
-from retrieval.search.queries import load_queries, parse_query_spec, require_same_images
+from retrieval.searching import queries as queries_module
+from retrieval.searching.encoding import QueryEncoder
+from retrieval.searching.queries import load_queries, parse_query_spec, require_same_images
 from training.encoders.pixels import PixelEncoder
 from training.targets import embed_pictures, list_pictures
 

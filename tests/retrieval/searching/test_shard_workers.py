@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from index_builder.shards import Shard
-from retrieval.search.shard_workers import by_preference, deal
+from retrieval.searching.shard_workers import by_preference, deal
 
 
 def shards_of_sizes(sizes: np.ndarray) -> list[Shard]:

@@ -20,10 +20,10 @@ from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.errors import IndexDamagedError
 from index_builder.manifest import read_index_manifest
 from index_builder.row_set import RowSet
-from retrieval.search import held_shards
-from retrieval.search.engine import SearchEngine
-from retrieval.search.held_shards import ShardQuestion, answer_shard, rows_of_shard
-from retrieval.search.request import SearchRequest
+from retrieval.searching import held_shards
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.held_shards import ShardQuestion, answer_shard, rows_of_shard
+from retrieval.searching.request import SearchRequest
 
 Draw = Callable[[int], np.ndarray]
 Write = Callable[..., EmbeddingFolder]

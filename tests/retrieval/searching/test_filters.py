@@ -12,10 +12,10 @@ from click.testing import CliRunner, Result
 
 from index_builder.embeddings.reader import EmbeddingFolder
 from retrieval.errors import QueryError, SearchError
-from retrieval.search import options
-from retrieval.search.commands import search
-from retrieval.search.options import filter_options, read_request
-from retrieval.search.request import (
+from retrieval.searching import options
+from retrieval.searching.commands import search
+from retrieval.searching.options import filter_options, read_request
+from retrieval.searching.request import (
     DUPLICATE_FROM,
     UNSAFE_FROM,
     WATERMARKED_FROM,

@@ -13,8 +13,8 @@ from PIL import Image
 from index_builder.embeddings.errors import MissingExtraError, SpaceMismatchError
 from index_builder.embeddings.space import EmbeddingSpace
 from retrieval.errors import QueryError
-from retrieval.search.encoding import QueryEncoder, open_query_encoder
-from retrieval.search.queries import load_queries, text_queries
+from retrieval.searching.encoding import QueryEncoder, open_query_encoder
+from retrieval.searching.queries import load_queries, text_queries
 from training.encoders.catalogue import open_encoder
 from training.encoders.clip import ClipEncoder
 from training.errors import EncoderError

@@ -16,8 +16,8 @@ from index_builder.embeddings.errors import VoxseekError
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.writer import EmbeddingWriter
 from retrieval.results import Results
-from retrieval.search.brain import brain_queries
-from retrieval.search.commands import search
+from retrieval.searching.brain import brain_queries
+from retrieval.searching.commands import search
 from tests.training.conftest import Brain, make_brain, small_recipe
 from training.encoders.clip import ClipEncoder
 from training.encoders.pixels import PixelEncoder

@@ -9,10 +9,10 @@ import pytest
 from index_builder.embeddings.errors import SpaceMismatchError
 from index_builder.embeddings.reader import EmbeddingFolder
 from retrieval.errors import QueryError
-from retrieval.search.engine import SearchEngine
-from retrieval.search.mixes import load_mix, mix, mix_queries, parse_mix
-from retrieval.search.queries import QuerySet, load_queries
-from retrieval.search.request import SearchRequest
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.mixes import load_mix, mix, mix_queries, parse_mix
+from retrieval.searching.queries import QuerySet, load_queries
+from retrieval.searching.request import SearchRequest
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -24,13 +24,13 @@ from index_builder.planning import plan_index
 from index_builder.reranking import rank_exactly
 from index_builder.row_set import RowSet
 from retrieval.errors import SearchError
-from retrieval.search import device as device_module
-from retrieval.search import device_rows as rows_module
-from retrieval.search.device import cut_rows, hold_on_devices, parse_devices
-from retrieval.search.device_nominator import DeviceNominator
-from retrieval.search.device_rows import DeviceRows, free_bytes, row_bytes
-from retrieval.search.engine import SearchEngine
-from retrieval.search.request import SearchRequest
+from retrieval.searching import device as device_module
+from retrieval.searching import device_rows as rows_module
+from retrieval.searching.device import cut_rows, hold_on_devices, parse_devices
+from retrieval.searching.device_nominator import DeviceNominator
+from retrieval.searching.device_rows import DeviceRows, free_bytes, row_bytes
+from retrieval.searching.engine import SearchEngine
+from retrieval.searching.request import SearchRequest
 
 Draw = Callable[[int], np.ndarray]
 Write = Callable[..., EmbeddingFolder]

@@ -8,9 +8,9 @@ import pytest
 
 from index_builder.cosine import best_per_query, pair_scores, unit_rows
 from retrieval.errors import SearchError
-from retrieval.search import shaping
-from retrieval.search.request import SearchRequest
-from retrieval.search.shaping import AESTHETIC_POOL, shape_hits
+from retrieval.searching import shaping
+from retrieval.searching.request import SearchRequest
+from retrieval.searching.shaping import AESTHETIC_POOL, shape_hits
 
 WIDTH = 24
 
