@@ -247,7 +247,7 @@ def test_a_predicate_may_take_its_time_and_no_longer(
 
 
 def test_a_query_is_interrupted_while_it_runs(write_store: Callable[..., MetadataStore]) -> None:
-    # A billion bytes are copied and searched, by no shortcut: seconds on any machine, and a tenth of
+    # A billion bytes are copied and searched, by no shortcut: seconds anywhere, and a tenth of
     # one for the 2,048 rows after which duckdb looks whether it was interrupted.
     store = write_store(pa.table({"text": pa.repeat("ab" * 100, 100_000)}))
     slow = " OR ".join(f"contains(lower(upper(text || '{i}')), 'z{i}')" for i in range(60))
