@@ -23,7 +23,7 @@ import numpy as np
 
 from .candidates import open_nominator
 from .certificate import certify, exact_certificate, sound_rows
-from .embeddings.artefact import fingerprint, read_manifest, write_manifest
+from .embeddings.artefact import fingerprint, read_manifest, require_free, write_manifest
 from .embeddings.collection import Collection, EmbeddingRows
 from .embeddings.errors import ArtefactError
 from .errors import BuildError
@@ -273,14 +273,7 @@ def _begin(root: Path, build_fingerprint: str, inputs: dict[str, Any], command: 
             f"changed. Its pieces can't be used; remove the folder to start over, or build into "
             f"another one."
         )
-    if root.exists() and not root.is_dir():
-        raise BuildError(f"{root} is a file; an index is a folder. Choose another path.")
-    strangers = sorted(path.name for path in root.glob("*") if not path.name.startswith("."))
-    if strangers:
-        raise BuildError(
-            f"{root} holds {', '.join(strangers[:5])} and no {PLAN_FILE}: it isn't an index. "
-            f"Build into a new or empty folder."
-        )
+    require_free(root, (PLAN_FILE,), "an index is", BuildError)
     write_manifest(
         root,
         PLAN_FILE,

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from index_builder.embeddings.artefact import (
     atomic_write,
     read_manifest,
+    require_free,
     verify_files,
     write_manifest,
 )
@@ -121,7 +122,7 @@ def iter_hits(
     confidence: Confidence | None = None,
     stage: TokenStage | None = None,
 ) -> Iterator[HitBatch]:
-    """Yield the hits of each batch of queries, in order.
+    """Return the hits of each batch of queries, in order; searched for as they are asked for.
 
     Parameters
     ----------
@@ -140,14 +141,28 @@ def iter_hits(
     Raises
     ------
     SpaceMismatchError, QueryError, SearchError, ConfidenceError
+        What doesn't fit together is refused at once, before any search.
     """
     engine.require_comparable(queries)
     if confidence is not None:
         confidence.require_applicable(request, queries)
     if stage is not None:
         stage.require_applicable(queries, request)
-    trials = read_trials(queries) if confidence is not None else None
     step = engine.batch_queries(request) if batch_queries is None else batch_queries
+    trials = read_trials(queries) if confidence is not None else None
+    return _search_batches(engine, queries, request, columns, step, confidence, trials, stage)
+
+
+def _search_batches(
+    engine: SearchEngine,
+    queries: QuerySet,
+    request: SearchRequest,
+    columns: Sequence[str] | None,
+    step: int,
+    confidence: Confidence | None,
+    trials: np.ndarray | None,
+    stage: TokenStage | None,
+) -> Iterator[HitBatch]:
     first = 0
     for batch in queries.iter_batches(batch_queries=step):
         if stage is None:
@@ -192,15 +207,6 @@ def write_results(
     SpaceMismatchError, QueryError, SearchError, ConfidenceError
     """
     root = Path(folder)
-    engine.require_comparable(queries)
-    asked = describe_request(engine, request)
-    effort = engine.effort(request if stage is None else stage.widen(request))
-    if confidence is not None:
-        confidence.require_applicable(request, queries)
-    if stage is not None:
-        stage.require_applicable(queries, request)
-    _require_free(root)
-    (root / MANIFEST_FILE).unlink(missing_ok=True)
     batches = iter_hits(
         engine,
         queries,
@@ -210,6 +216,10 @@ def write_results(
         confidence=confidence,
         stage=stage,
     )
+    asked = describe_request(engine, request)
+    effort = engine.effort(request if stage is None else stage.widen(request))
+    require_free(root, (HITS_FILE, MANIFEST_FILE), "results are", ResultsError)
+    (root / MANIFEST_FILE).unlink(missing_ok=True)
     n_hits, missing = 0, set[str]()
     n_batches = -(-queries.n_queries // (batch_queries or engine.batch_queries(request)))
     with atomic_write(root / HITS_FILE) as temporary:
@@ -345,16 +355,3 @@ def to_json_lines(hits: Any) -> Iterator[str]:
     """
     for hit in hits.to_pylist():
         yield json.dumps(hit, default=str, ensure_ascii=False)
-
-
-def _require_free(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise ResultsError(f"{root} is a file; results are a folder. Choose another path.")
-    if (root / MANIFEST_FILE).is_file() or (root / HITS_FILE).is_file():
-        return
-    strangers = sorted(path.name for path in root.glob("*") if not path.name.startswith("."))
-    if strangers:
-        raise ResultsError(
-            f"{root} holds {', '.join(strangers[:5])} and no {HITS_FILE}: it isn't a results "
-            f"folder. Write into a new or empty one."
-        )

@@ -15,13 +15,13 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArtefactError
+from .errors import ArtefactError, VoxseekError
 
 if TYPE_CHECKING:
     from .verified import Verified
@@ -243,6 +243,34 @@ def verify_files(
             )
         if verified:
             verified.note(path, recorded["sha256"], status)
+
+
+def require_free(
+    folder: str | os.PathLike[str], files: Sequence[str], what: str, error: type[VoxseekError]
+) -> None:
+    """Raise unless an artefact may be written: the folder is new, empty, or holds one of its kind.
+
+    Parameters
+    ----------
+    folder : path
+    files : sequence of str
+        Any of them tells that the folder holds one; the first is named in messages.
+    what : str
+        Begins a sentence that goes on with "a folder": ``"an index is"``.
+    error : type
+        What is raised.
+    """
+    root = Path(folder)
+    if root.exists() and not root.is_dir():
+        raise error(f"{root} is a file; {what} a folder. Choose another path.")
+    if any((root / name).is_file() for name in files):
+        return
+    strangers = sorted(path.name for path in root.glob("*") if not path.name.startswith("."))
+    if strangers:
+        raise error(
+            f"{root} holds {', '.join(strangers[:5])} and no {files[0]}: it isn't what is written "
+            f"here. Choose a new or empty folder."
+        )
 
 
 def is_complete(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from index_builder.embeddings.artefact import atomic_write, write_manifest
+from index_builder.embeddings.artefact import atomic_write, require_free, write_manifest
 
 from ..benchmarks.bootstrap import N_RESAMPLES
 from ..errors import ConfidenceError
@@ -84,7 +84,7 @@ def fit_confidence(
         If the predictions are of another space than the index.
     """
     root = Path(folder)
-    _require_free(root)
+    require_free(root, (MANIFEST_FILE, CURVE_FILE), "a confidence is", ConfidenceError)
     require_split(queries, "validation", _WHY_VALIDATION)
     affordable = rows_within(memory_bytes, engine.space.width)
     pairs = RandomPairs.draw(engine, n_drawn=min(n_random, affordable), seed=seed)
@@ -178,16 +178,3 @@ def check_confidence(
         seed=seed,
         n_resamples=n_resamples,
     )
-
-
-def _require_free(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise ConfidenceError(f"{root} is a file; a confidence is a folder. Choose another path.")
-    if (root / MANIFEST_FILE).is_file() or (root / CURVE_FILE).is_file():
-        return
-    strangers = sorted(path.name for path in root.glob("*") if not path.name.startswith("."))
-    if strangers:
-        raise ConfidenceError(
-            f"{root} holds {', '.join(strangers[:5])} and no {MANIFEST_FILE}: it isn't a "
-            f"confidence. Write into a new or empty folder."
-        )

@@ -281,8 +281,9 @@ def images_held(engine: SearchEngine, image_ids: np.ndarray) -> np.ndarray:
     """
     is_held = np.zeros(len(image_ids), bool)
     for start in range(0, engine.n_rows if len(image_ids) else 0, _BATCH_ROWS):
-        rows = np.arange(start, min(start + _BATCH_ROWS, engine.n_rows))
-        rows = rows[~np.isin(rows, engine.deleted)]
+        stop = min(start + _BATCH_ROWS, engine.n_rows)
+        first, end = np.searchsorted(engine.deleted, [start, stop])
+        rows = np.setdiff1d(np.arange(start, stop), engine.deleted[first:end])
         here = engine.metadata(rows, ["image_id"])["image_id"].drop_null()
         is_held |= np.isin(image_ids, here.to_numpy())
     return is_held

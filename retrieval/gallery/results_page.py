@@ -13,6 +13,7 @@ import numpy as np
 from index_builder.embeddings.collection import Collection
 from training.subjects.subject import Subject
 
+from ..confidence.observations import images_held
 from ..errors import ResultsError
 from ..results import Results
 from ..searching.engine import SearchEngine
@@ -21,7 +22,6 @@ from .page import GalleryHit, GalleryQuery, write_gallery
 
 PAGE_NAME = "gallery.html"
 _HIT_COLUMNS = ("image_id", "image_path", "caption")
-_BATCH_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -172,17 +172,11 @@ def _query_column(queries: QuerySet, name: str) -> Any:
 
 
 def _images_held(engine: SearchEngine, image_ids: Any) -> frozenset[int]:
-    """Return those of ``image_ids`` that the gallery has a row of, read in bounded memory."""
+    """Return those of ``image_ids`` that the gallery has a row of."""
     if "image_id" not in engine.columns:
         return frozenset()
-    held: set[int] = set()
-    for start in range(0, engine.n_rows, _BATCH_ROWS):
-        stop = min(start + _BATCH_ROWS, engine.n_rows)
-        first, end = np.searchsorted(engine.deleted, [start, stop])
-        rows = np.setdiff1d(np.arange(start, stop), engine.deleted[first:end])
-        here = engine.metadata(rows, ["image_id"])["image_id"].to_numpy()
-        held.update(here[np.isin(here, image_ids)].tolist())
-    return frozenset(held)
+    asked = np.unique(image_ids)
+    return frozenset(asked[images_held(engine, asked)].tolist())
 
 
 def _picture(embeddings: Collection, hit: dict[str, Any]) -> Path | None:
