@@ -149,7 +149,7 @@ def nominate(
     n_asked, n_sought = n_candidates, n_least
     while len(unfilled):
         found = nominator.candidates(unit[unfilled], breadth, n_asked, n_least=n_sought)
-        is_alive = (found >= 0) & ~_is_among(found, deleted)
+        is_alive = (found >= 0) & ~is_among(found, deleted)
         order = np.argsort(~is_alive, axis=1, kind="stable")[:, :n_candidates]
         kept = np.take_along_axis(np.where(is_alive, found, -1), order, axis=1)
         rows[unfilled] = kept
@@ -163,7 +163,10 @@ def nominate(
     return rows
 
 
-def _is_among(rows: np.ndarray, rising: np.ndarray) -> np.ndarray:
+def is_among(rows: np.ndarray, rising: np.ndarray) -> np.ndarray:
+    """Tell which rows, of any shape, are among others (m,), rising, by bisection."""
+    if not len(rising):
+        return np.zeros(rows.shape, bool)
     places = np.minimum(np.searchsorted(rising, rows), len(rising) - 1)
     is_same: np.ndarray = rising[places] == rows
     return is_same

@@ -221,10 +221,7 @@ def clip_retrieval_router(service: Service) -> APIRouter:
             raise Problem(
                 422, "too_many", f"{len(rows)} ids, expected at most {service.limits.most_k}."
             )
-        alive = served.is_alive(rows)
-        if not alive.all():
-            row = int(rows[np.argmin(alive)])
-            raise Problem(404, "unknown_row", f"index {served.name} has no row {row}.")
+        service.check_rows(served, rows)
         columns = _columns(served)
         table = await service.in_thread(read_metadata, served.engine, rows, tuple(columns.values()))
         found = metadata_lines(table, len(rows))

@@ -160,10 +160,7 @@ def _add_facts(router: APIRouter, service: Service) -> None:
             raise Problem(
                 422, "too_many", f"{len(numbers)} rows, expected at most {service.limits.most_k}."
             )
-        alive = served.is_alive(numbers)
-        if not alive.all():
-            row = int(numbers[np.argmin(alive)])
-            raise Problem(404, "unknown_row", f"index {served.name} has no row {row}.")
+        service.check_rows(served, numbers)
         wanted = None if columns is None else columns.split(",")
         names = service.columns(served, wanted)
         table = await service.in_thread(read_metadata, served.engine, numbers, names)

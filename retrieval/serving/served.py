@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from index_builder.candidates import is_among
 from index_builder.embeddings.errors import SpaceMismatchError
 from index_builder.embeddings.space import EmbeddingSpace
 
@@ -84,7 +85,8 @@ class ServedIndex:
     def is_alive(self, rows: np.ndarray) -> np.ndarray:
         """Tell which row numbers (n,) exist and weren't taken down: bool, (n,)."""
         alive: np.ndarray = (rows >= 0) & (rows < self.engine.n_rows)
-        return alive & ~np.isin(rows, self.engine.deleted)
+        alive &= ~is_among(rows, self.engine.deleted)
+        return alive
 
     def picture_of(self, row: int) -> Path | None:
         """Return the file of a row's picture, or None where there is none."""

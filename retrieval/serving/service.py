@@ -150,6 +150,13 @@ class Service:
                 )
         return tuple(dict.fromkeys(wanted))
 
+    def check_rows(self, served: ServedIndex, rows: np.ndarray) -> None:
+        """Refuse row numbers (n,), int64, with one among them that isn't there any longer."""
+        alive = served.is_alive(rows)
+        if not alive.all():
+            row = int(rows[np.argmin(alive)])
+            raise Problem(404, "unknown_row", f"index {served.name} has no row {row}.")
+
     async def in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         """Call a function that takes its time, beside the event loop."""
         loop = asyncio.get_running_loop()
