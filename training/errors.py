@@ -5,7 +5,8 @@
     ├── TargetsError                pictures to embed are missing or unreadable
     ├── RecipeError                 a recipe has an unknown, missing or impossible field
     ├── RunError                    a run folder can't be started, resumed or used as asked
-    │   └── DivergedError           the loss is no longer finite; names step and checkpoint
+    │   ├── DivergedError           the loss is no longer finite; names step and checkpoint
+    │   └── ReferenceWeightsError   a published checkpoint is not what this version reads
     └── SubjectError                a subject folder contradicts itself
         ├── SplitError              an image in two splits; names it and both
         └── SourceError             data to import contradict themselves; names file and row
@@ -40,6 +41,10 @@ class RunError(TrainingError):
 
 class DivergedError(RunError):
     """The loss of a run is no longer finite."""
+
+
+class ReferenceWeightsError(RunError):
+    """A published checkpoint is damaged, unsafe, or of another form than the published ones."""
 
 
 class SubjectError(TrainingError):
