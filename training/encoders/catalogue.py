@@ -11,8 +11,11 @@ from .contract import ImageEncoder
 from .device import one_device
 
 _SIZED = re.compile(r"(efficientnet-lite0|pixels)(?:-(\d+))?")
+_MAPS = "sd-vae|taesd|vicregl-convnext-xl|vicregl-convnext-xl-augmented"  # One token a place.
+_MAP = re.compile(rf"({_MAPS})(?:-(\d+))?")
 _EFFICIENTNET_SPACE = re.compile(r"efficientnet-lite0-(\d+)px/imagenet")
 _PIXEL_SPACE = re.compile(r"pixels-(\d+)x\1")
+_MAP_SPACE = re.compile(rf"((?:{_MAPS})-\d+)px/([^/]+)")
 _OPEN_CLIP_SPACE = re.compile(r"([^/]+)/([^/]+)")
 _WEIGHT_FILE = re.compile(r"(.+)@[0-9a-f]{12}")
 
@@ -26,13 +29,18 @@ def open_encoder(
     ----------
     name : str
         ``efficientnet-lite0`` or ``efficientnet-lite0-160`` (side in pixels, 128 by default),
-        ``pixels`` or ``pixels-16`` (grid of 10 x 10 by default), or a model of open_clip.
+        ``pixels`` or ``pixels-16`` (grid of 10 x 10 by default); ``sd-vae``, ``taesd``,
+        ``vicregl-convnext-xl``, ``vicregl-convnext-xl-augmented``, or one of them with a side in
+        pixels, ``sd-vae-224`` (512 by default); or a model of open_clip.
     pretrained : str, optional
         For open_clip: a pretrained tag, a local weight file, or ``TAG=FILE``; see `ClipEncoder`.
+        For ``sd-vae`` and ``taesd``: a local folder or file; see `LatentEncoder`. For
+        ``vicregl-convnext-xl``: a local file; see `VicreglEncoder`.
     device : str
         A torch device; of several with commas the first; ``auto``: CUDA where there is one.
     layer : {"final", "hidden"}
-        ``hidden``, all tokens, is a layer of open_clip's vision transformers alone.
+        ``hidden``, all tokens, is a layer of open_clip's vision transformers. ``sd-vae``,
+        ``taesd`` and ``vicregl-convnext-xl`` have no other layer, and take no notice.
 
     Raises
     ------
@@ -40,13 +48,17 @@ def open_encoder(
         If the name means nothing, ``pretrained`` is missing or superfluous, or the encoder has no
         such layer.
     """
-    sized = _SIZED.fullmatch(name)
+    sized, mapped = _SIZED.fullmatch(name), _MAP.fullmatch(name)
     if sized is None:
         if pretrained is None:
+            kind = "DIR|FILE" if mapped else "TAG|FILE"
             raise EncoderError(
-                f"encoder {name!r} needs pretrained weights: give --pretrained TAG|FILE. Without "
+                f"encoder {name!r} needs pretrained weights: give --pretrained {kind}. Without "
                 f"weights of your own there are efficientnet-lite0[-PIXELS] and pixels[-SIDE]."
             )
+        if mapped is not None:
+            family, side = mapped.group(1), int(mapped.group(2) or 512)
+            return _open_map_encoder(family, pretrained, side, one_device(device))
         from .clip import ClipEncoder
 
         return ClipEncoder(name, pretrained, one_device(device), layer)
@@ -69,6 +81,17 @@ def open_encoder(
     return EfficientNetLite0Encoder(device=one_device(device))
 
 
+def _open_map_encoder(family: str, pretrained: str, side: int, device: str) -> ImageEncoder:
+    if family.startswith("vicregl"):
+        from .vicregl import VicreglEncoder
+
+        augmented = family.endswith("-augmented")
+        return VicreglEncoder(pretrained, side, augmented=augmented, device=device)
+    from .vae import LatentEncoder
+
+    return LatentEncoder(family, pretrained, side, device)
+
+
 def name_encoder(space: EmbeddingSpace, *, pretrained: str | None = None) -> tuple[str, str | None]:
     """Return the arguments ``name`` and ``pretrained`` by which `open_encoder` makes a space.
 
@@ -89,12 +112,13 @@ def name_encoder(space: EmbeddingSpace, *, pretrained: str | None = None) -> tup
         return f"efficientnet-lite0-{match.group(1)}", pretrained
     if match := _PIXEL_SPACE.fullmatch(space.model):
         return f"pixels-{match.group(1)}", pretrained
-    match = _OPEN_CLIP_SPACE.fullmatch(space.model)
+    match = _MAP_SPACE.fullmatch(space.model) or _OPEN_CLIP_SPACE.fullmatch(space.model)
     if match is None:
         raise EncoderError(
             f"the model {space.model!r} is not the name of an encoder; expected MODEL/TAG of "
-            f"open_clip, efficientnet-lite0-PIXELSpx/imagenet or pixels-SIDExSIDE. Name the "
-            f"encoder of this space: --encoder MODEL --pretrained TAG|FILE."
+            f"open_clip, sd-vae-PIXELSpx/WEIGHTS (or taesd, vicregl-convnext-xl), "
+            f"efficientnet-lite0-PIXELSpx/imagenet or pixels-SIDExSIDE. Name the encoder of this "
+            f"space: --encoder MODEL --pretrained TAG|FILE."
         )
     name, weights = match.groups()
     if pretrained is not None:

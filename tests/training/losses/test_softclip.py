@@ -45,3 +45,16 @@ def test_low_temperature_tends_to_identification(rng: np.random.Generator) -> No
     hard = torch.nn.functional.cross_entropy(p @ t.T / 1e-3, right)
     hard = hard + torch.nn.functional.cross_entropy(t @ p.T / 1e-3, right)
     torch.testing.assert_close(softclip_loss(p, t, temperature=1e-3), hard / 2)
+
+
+def test_more_negatives_take_their_share_of_the_label(rng: np.random.Generator) -> None:
+    p, t, others = (
+        torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(n, 6))), dim=1)
+        for n in (7, 7, 5)
+    )
+    loss = softclip_loss(p, t, temperature=0.2, negatives=others)
+    pool = torch.cat((t, others))
+    wide, own = (t @ pool.T / 0.2).softmax(1), (t @ t.T / 0.2).softmax(1)
+    expected = torch.nn.functional.cross_entropy(p @ pool.T / 0.2, wide)
+    expected = expected + torch.nn.functional.cross_entropy(t @ p.T / 0.2, own)
+    torch.testing.assert_close(loss, expected / 2)
