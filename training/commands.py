@@ -43,10 +43,13 @@ set_option = click.option(
     "--encoder",
     default="efficientnet-lite0",
     show_default=True,
-    help="A model of open_clip (with --pretrained), efficientnet-lite0[-PIXELS], or pixels[-SIDE].",
+    help="A model of open_clip, sd-vae[-PIXELS], taesd[-PIXELS] or vicregl-convnext-xl[-augmented]"
+    "[-PIXELS] (these with --pretrained), efficientnet-lite0[-PIXELS], or pixels[-SIDE].",
 )
 @click.option(
-    "--pretrained", help="For open_clip: a pretrained tag, a local weight file, or TAG=FILE."
+    "--pretrained",
+    help="For open_clip: a pretrained tag, a local weight file, or TAG=FILE; else a local folder "
+    "or file.",
 )
 @click.option(
     "--layer",
@@ -106,8 +109,7 @@ def embed(
 
 
 @click.command(short_help="Train a model from voxels to embeddings.")
-@click.argument("subject", type=EXISTING, required=False)
-@click.argument("targets", type=FOLDER, required=False)
+@click.argument("subjects_and_targets", metavar="SUBJECT... TARGETS", nargs=-1, type=EXISTING)
 @click.option(
     "--recipe",
     "recipe_name",
@@ -118,36 +120,61 @@ def embed(
 @click.option("--out", type=FOLDER, help="The run folder.")
 @set_option
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
-@click.option("--list", "list_all", is_flag=True, help="List the shipped recipes.")
+@click.option(
+    "--finetune",
+    type=EXISTING,
+    metavar="RUN",
+    help="Start from what the subjects of a finished run share; voxel layers start anew.",
+)
+@click.option(
+    "--teacher",
+    type=EXISTING,
+    multiple=True,
+    help="For a low-level recipe: a teacher's features of the images; again for an augmented view.",
+)
+@click.option("--tensorboard", type=FOLDER, help="Folder for TensorBoard's event files.")
+@click.option("--list", "list_all", is_flag=True, help="List the shipped recipes and their sizes.")
 @dry_run_option
 @json_option
 def train(
-    subject: Path | None,
-    targets: Path | None,
+    subjects_and_targets: tuple[Path, ...],
     recipe_name: str,
     out: Path | None,
     overrides: tuple[str, ...],
     resume: bool,
+    finetune: Path | None,
+    teacher: tuple[Path, ...],
+    tensorboard: Path | None,
     list_all: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train a model from the voxels of SUBJECT to the embeddings of TARGETS.
+    """Train a model from the voxels of each SUBJECT to the embeddings of TARGETS.
+
+    Several subjects share everything but their voxel layer. Under `accelerate launch` (with
+    --module cli) several GPUs or machines train one model.
 
     \b
     Example:  voxseek train subj01/ targets/ --recipe tiny --out run/ --set train.epochs=30
+              voxseek train subj02/ subj05/ subj07/ targets/ --recipe mindeye2_1024 --out shared/
+              voxseek train subj01/ targets/ --finetune shared/ --set data.sessions=1 --out hour/ \\
+                  --recipe mindeye2_1024
               voxseek train --list
     """
     from .recipe import list_recipes, load_recipe
 
     if list_all:
-        recipes = list_recipes()
+        from .cost import describe_recipe
+
+        recipes = {name: describe_recipe(name, header) for name, header in list_recipes().items()}
         emit(
-            recipes, as_json, (line for name, text in recipes.items() for line in (name, text, ""))
+            recipes,
+            as_json,
+            (line for name, of_it in recipes.items() for line in (name, *of_it["lines"], "")),
         )
         return
-    if subject is None or targets is None or (out is None and not dry_run):
-        raise click.UsageError("give SUBJECT, TARGETS and --out RUN (or --list).")
+    if len(subjects_and_targets) < 2 or (out is None and not dry_run):
+        raise click.UsageError("give SUBJECT... TARGETS and --out RUN (or --list).")
     recipe = load_recipe(recipe_name, overrides)
     if dry_run:
         emit(recipe.to_dict(), as_json, [recipe.to_toml()])
@@ -155,17 +182,28 @@ def train(
     from .loop import train as run_training
     from .subjects.subject import Subject
 
-    opened = Subject.open(subject)
-    summary = run_training(opened, open_embeddings(targets), recipe, out or Path(), resume=resume)
+    *subjects, targets = subjects_and_targets
+    summary = run_training(
+        [Subject.open(subject) for subject in subjects],
+        open_embeddings(targets),
+        recipe,
+        out or Path(),
+        resume=resume,
+        finetune=finetune,
+        teacher=[open_embeddings(folder) for folder in teacher],
+        tensorboard=tensorboard,
+    )
     facts = {
         "run": str(summary.path),
         "space": summary.space.to_dict(),
+        "n_epochs": summary.n_epochs,
         "n_steps": summary.n_steps,
+        "kept_epoch": summary.kept_epoch,
         "n_parameters": summary.n_parameters,
         "validation": summary.validation,
         "seconds": summary.seconds,
     }
-    next_step = f"next: voxseek predict {summary.path} {subject} PREDICTIONS"
+    next_step = f"next: voxseek predict {summary.path} {subjects[0]} PREDICTIONS"
     emit(facts, as_json, [*key_values(facts), next_step])
 
 
@@ -193,8 +231,34 @@ def summary(
     from .recipe import load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
-    counts = summarize_parameters(recipe, n_voxels=voxels, tokens=tokens, dim=dim)
+    counts = summarize_parameters(recipe, n_voxels=[voxels], tokens=tokens, dim=dim)
     emit(counts, as_json, key_values({name: f"{count:>15,}" for name, count in counts.items()}))
+
+
+@model.command("import", short_help="Read a published MindEye checkpoint as a run.")
+@click.argument("checkpoint", metavar="LAST_PTH", type=EXISTING)
+@click.argument("out", type=FOLDER)
+@click.option("--subject-name", required=True, help="Name of the subject folder that it decodes.")
+@json_option
+def import_checkpoint(checkpoint: Path, out: Path, subject_name: str, as_json: bool) -> None:
+    """Turn LAST_PTH, as MindEye's training code saved it, into the run OUT.
+
+    Nothing of the file is executed. Voxels of the subject must be z-scored as MindEye's are.
+
+    \b
+    Example:  voxseek model import last.pth run/ --subject-name subj01
+    """
+    from .reference_run import import_reference
+
+    manifest = import_reference(checkpoint, out, subject_name=subject_name)
+    facts = {
+        "run": str(out),
+        "recipe": manifest["recipe"],
+        "space": manifest["space"],
+        "n_parameters": manifest["n_parameters"],
+    }
+    next_step = f"next: voxseek predict {out} SUBJECT PREDICTIONS"
+    emit(facts, as_json, [*key_values(facts), next_step])
 
 
 @click.command(short_help="Predict embeddings of what a brain saw.")
@@ -206,8 +270,8 @@ def summary(
     "--head",
     default="retrieval",
     show_default=True,
-    type=click.Choice(["retrieval", "prior"]),
-    help="The contrastive embedding, or a sample of the diffusion prior.",
+    type=click.Choice(["retrieval", "prior", "latent"]),
+    help="The contrastive embedding, a sample of the prior, or the latents of a low-level run.",
 )
 @click.option("--single-trials", is_flag=True, help="One row a trial; by default, one an image.")
 @seed_option

@@ -10,35 +10,45 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from index_builder.embeddings.artefact import atomic_write, fingerprint, read_manifest
 from index_builder.embeddings.progress import track
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
 
+from .board import Board
 from .checkpoint import (
+    BEST,
     FORMAT_VERSION,
     KIND,
     MANIFEST,
     RECIPE,
     STATE_FOLDER,
+    Run,
     load_state,
+    load_weights,
     require_same,
     save_state,
+    save_weights,
     write_metrics,
     write_run,
 )
-from .epochs import Training, resolve_device
+from .closed_form import solve
+from .epochs import Training
 from .errors import RunError
-from .models.assemble import count_parameters
+from .models.assemble import summarize_parameters
+from .processes import Processes
 from .recipe import Recipe, load_recipe
+from .recipe_schema import AdamWRecipe, RidgeRecipe
+from .study import Study
 from .subjects.subject import Subject
 
 
@@ -53,9 +63,13 @@ class RunSummary:
     n_parameters : dict of str to int
         By part, with ``total``.
     n_epochs, n_steps : int
+        Trained; 0 for a closed form.
+    kept_epoch : int or None
+        Whose weights these are: the last, or with ``train.patience`` the best; None for a closed
+        form.
     validation : dict or None
         ``n_images``, ``brain_to_image_top1``, ``image_to_brain_top1`` (all images of the split as
-        the pool) after the last epoch; None without validation images.
+        the pool) of these weights; None without validation images.
     seconds : float
         Of this call; not stored.
     """
@@ -65,30 +79,43 @@ class RunSummary:
     n_parameters: dict[str, int]
     n_epochs: int
     n_steps: int
+    kept_epoch: int | None
     validation: dict[str, float] | None
     seconds: float
 
 
 def train(
-    subject: Subject,
+    subjects: Sequence[Subject],
     targets: EmbeddingFolder,
     recipe: Recipe,
     out: str | os.PathLike[str],
     *,
     resume: bool = False,
+    finetune: str | os.PathLike[str] | None = None,
+    teacher: Sequence[EmbeddingFolder] = (),
+    tensorboard: str | os.PathLike[str] | None = None,
 ) -> RunSummary:
-    """Train a brain model on the training trials of one subject.
+    """Train a brain model on the training trials of one subject, or of several together.
 
     Parameters
     ----------
-    subject : Subject
+    subjects : sequence of Subject
+        Each has a voxel layer of its own; everything after it is shared.
     targets : EmbeddingFolder
-        Embeddings of the subject's images, with the column ``image_id``.
+        Embeddings of the subjects' images, with the column ``image_id``.
     recipe : Recipe
     out : path
         Run folder.
     resume : bool
         Go on from the state that an interrupted run left in ``out``; start if there is none.
+    finetune : path, optional
+        A finished run whose shared parts are the start (MindEye2: Scotti et al. 2024,
+        arXiv:2403.11207, section 2.3).
+    teacher : sequence of two EmbeddingFolder, optional
+        A frozen teacher's features of the images, and of an augmented view of each, that the
+        low-level branch is contrasted with.
+    tensorboard : path, optional
+        Folder for TensorBoard's event files.
 
     Returns
     -------
@@ -97,17 +124,22 @@ def train(
     Raises
     ------
     RunError
-        If ``out`` holds a run already (with ``resume``: another one), an image lacks a target,
-        the subject has no training trials, or the device is absent.
+        If ``out`` holds a run already (with ``resume``: another one), an image lacks a target, a
+        subject has no training trials, targets are of another shape than the recipe's, or the
+        device is absent.
     DivergedError
         If the loss is no longer finite.
     """
     started = time.monotonic()
     root = Path(out)
+    _require_shape(recipe, targets)
+    start_from = Run.open(finetune) if finetune is not None else None
     identity = {
-        "subject": fingerprint(subject.manifest["files"]),
+        "subjects": [fingerprint(subject.manifest["files"]) for subject in subjects],
         "targets": targets.fingerprint,
-        **_flatten(recipe),
+        "teacher": [features.fingerprint for features in teacher],
+        "finetune": start_from.fingerprint if start_from else None,
+        **recipe.flat(),
     }
     if (root / MANIFEST).exists():
         return _summarize(_finished(root, identity, resume=resume), root, started)
@@ -115,55 +147,154 @@ def train(
         raise RunError(
             f"{root} holds an interrupted run; go on with it (--resume), or delete the folder."
         )
+    outcome: _Outcome | None
     with _torch_settings(recipe):
-        training = Training(subject, targets, recipe, resolve_device(recipe.train.device))
-        state = load_state(root, identity)
-        with atomic_write(root / RECIPE) as temporary:
-            temporary.write_text(recipe.to_toml(), encoding="utf-8")
-        metrics = training.restore(state) if state else []
-        epochs = range(len(metrics), recipe.train.epochs)
-        for epoch in track(
-            epochs, label="train", total=recipe.train.epochs, unit="epoch", n_done=len(metrics)
-        ):
-            metrics.append(training.run_epoch(epoch, root))
-            write_metrics(root, metrics)
-            is_last = epoch + 1 == recipe.train.epochs
-            if is_last or (epoch + 1) % recipe.train.save_every_epochs == 0:
-                save_state(root, {"identity": identity, "metrics": metrics, **training.state()})
-        write_metrics(root, metrics)
-        manifest = write_run(
-            root,
-            model=training.model,
-            statistics=training.statistics,
-            body={
-                "recipe": recipe.name,
-                "control": recipe.data.control,
-                "seed": recipe.train.seed,
-                "space": targets.space.to_dict(),
-                "subject": {"name": subject.name, "fingerprint": identity["subject"]},
-                "targets": {"fingerprint": identity["targets"]},
-                "n_voxels": subject.n_voxels,
-                "n_training_images": len(training.trials.image_ids),
-                "n_training_trials": len(training.trials.rows),
-                "n_parameters": count_parameters(training.model),
-                "n_epochs": recipe.train.epochs,
-                "n_steps": training.n_steps,
-                "device": training.device.type,
-                "validation": metrics[-1]["validation"],
-            },
-        )
+        if isinstance(recipe.train, RidgeRecipe):
+            if finetune is not None:
+                raise RunError("a closed form has no start; leave --finetune out.")
+            outcome = _solve(subjects, targets, recipe, root)
+        else:
+            study = Study(subjects, targets, recipe.data, seed=recipe.train.seed, teacher=teacher)
+            outcome = _descend(study, targets, recipe, root, identity, start_from, tensorboard)
+    if outcome is None:  # another process writes
+        return _summarize(_finished(root, identity, resume=True), root, started)
+    n_voxels = [subject.n_voxels for subject in subjects]
+    space = targets.space
+    manifest = write_run(
+        root,
+        weights=outcome.weights,
+        statistics=outcome.study.statistics,
+        command="voxseek train",
+        body={
+            "recipe": recipe.name,
+            "control": recipe.data.control,
+            "seed": recipe.train.seed,
+            "space": space.to_dict(),
+            "subjects": [
+                {"name": subject.name, "fingerprint": print_, "n_voxels": subject.n_voxels}
+                for subject, print_ in zip(subjects, identity["subjects"], strict=True)
+            ],
+            "targets": {"fingerprint": identity["targets"]},
+            "teacher": identity["teacher"],
+            "finetune": identity["finetune"],
+            "n_training_images": len(outcome.study.samples.image_ids),
+            "n_training_trials": outcome.study.samples.n_trials,
+            "n_parameters": summarize_parameters(
+                recipe, n_voxels=n_voxels, tokens=space.tokens, dim=space.dim
+            ),
+            **outcome.facts,
+        },
+    )
     return _summarize(manifest, root, started)
 
 
-def _flatten(recipe: Recipe) -> dict[str, Any]:
-    """Return the fields of a recipe by their dotted names."""
-    flat: dict[str, Any] = {}
-    for section, value in recipe.to_dict().items():
-        if isinstance(value, dict):
-            flat |= {f"{section}.{name}": field for name, field in value.items()}
-        else:
-            flat[section] = value
-    return flat
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of training: weights by name, and what the manifest says of them."""
+
+    weights: dict[str, Tensor]
+    study: Study
+    facts: dict[str, Any]
+
+
+def _descend(
+    study: Study,
+    targets: EmbeddingFolder,
+    recipe: Recipe,
+    root: Path,
+    identity: dict[str, Any],
+    start_from: Run | None,
+    tensorboard: str | os.PathLike[str] | None,
+) -> _Outcome | None:
+    """Train by gradient descent, epoch by epoch; None in all processes but the first."""
+    assert isinstance(recipe.train, AdamWRecipe)
+    processes = Processes(recipe.train.device)
+    training = Training(study, targets, recipe, processes, start_from=start_from)
+    state = load_state(root, identity)
+    processes.wait()
+    if processes.is_first:
+        with atomic_write(root / RECIPE) as temporary:
+            temporary.write_text(recipe.to_toml(), encoding="utf-8")
+    metrics = training.restore(state) if state else []
+    n_epochs, patience = recipe.train.epochs, recipe.train.patience
+    with Board(tensorboard if processes.is_first else None, n_done=len(metrics)) as board:
+        for epoch in track(
+            range(len(metrics), n_epochs),
+            label="train",
+            total=n_epochs,
+            unit="epoch",
+            n_done=len(metrics),
+        ):
+            if patience and metrics and epoch - best_epoch(metrics) > patience:
+                break
+            metrics.append(training.run_epoch(epoch, root))
+            board.add(metrics[-1])
+            if not processes.is_first:
+                continue
+            write_metrics(root, metrics)
+            if patience and best_epoch(metrics) == epoch:
+                save_weights(root / STATE_FOLDER / BEST, training.weights())
+            if epoch + 1 == n_epochs or (epoch + 1) % recipe.train.save_every_epochs == 0:
+                save_state(root, {"identity": identity, "metrics": metrics, **training.state()})
+    processes.wait()
+    if not processes.is_first:
+        return None
+    write_metrics(root, metrics)
+    kept = best_epoch(metrics) if patience else len(metrics) - 1
+    return _Outcome(
+        weights=load_weights(root / STATE_FOLDER / BEST) if patience else training.weights(),
+        study=study,
+        facts={
+            "n_epochs": len(metrics),
+            "n_steps": metrics[-1]["step"],
+            "kept_epoch": kept,
+            "device": training.device.type,
+            "validation": metrics[kept]["validation"],
+        },
+    )
+
+
+def _solve(
+    subjects: Sequence[Subject], targets: EmbeddingFolder, recipe: Recipe, root: Path
+) -> _Outcome:
+    """Solve a linear model in closed form."""
+    if len(subjects) > 1:
+        raise RunError(
+            f"a closed form is solved for one subject, and {len(subjects)} are given; train one "
+            f"run a subject."
+        )
+    study = Study(subjects, targets, recipe.data, seed=recipe.train.seed)
+    solution = solve(study, recipe, space=targets.space)
+    with atomic_write(root / RECIPE) as temporary:
+        temporary.write_text(recipe.to_toml(), encoding="utf-8")
+    write_metrics(root, [])
+    return _Outcome(
+        weights=solution.weights,
+        study=study,
+        facts={
+            "n_epochs": 0,
+            "n_steps": 0,
+            "kept_epoch": None,
+            "device": "cpu",
+            "validation": solution.validation,
+        },
+    )
+
+
+def best_epoch(metrics: Sequence[dict[str, Any]]) -> int:
+    """Return the epoch with the best score of the validation images; the first of equals."""
+    scores = [line["validation"]["score"] for line in metrics]
+    return scores.index(max(scores))
+
+
+def _require_shape(recipe: Recipe, targets: EmbeddingFolder) -> None:
+    wanted, space = recipe.target, targets.space
+    if wanted is not None and (space.tokens, space.dim) != (wanted.tokens, wanted.dim):
+        raise RunError(
+            f"recipe {recipe.name} is made for targets of {wanted.tokens} x {wanted.dim}, and "
+            f"{targets.path} holds {space.tokens} x {space.dim} ({space}). Embed with the layer "
+            f"and model that the recipe's header names, or let it train on any: --set target=none."
+        )
 
 
 def _finished(root: Path, identity: dict[str, Any], *, resume: bool) -> dict[str, Any]:
@@ -172,9 +303,11 @@ def _finished(root: Path, identity: dict[str, Any], *, resume: bool) -> dict[str
         raise RunError(f"{root} holds a finished run; train into a new folder, or delete it.")
     manifest = read_manifest(root, MANIFEST, kind=KIND, format_version=FORMAT_VERSION)
     begun_with = {
-        "subject": manifest["subject"]["fingerprint"],
+        "subjects": [subject["fingerprint"] for subject in manifest["subjects"]],
         "targets": manifest["targets"]["fingerprint"],
-        **_flatten(load_recipe(root / RECIPE)),
+        "teacher": manifest["teacher"],
+        "finetune": manifest["finetune"],
+        **load_recipe(root / RECIPE).flat(),
     }
     require_same(root, begun_with, identity)
     shutil.rmtree(root / STATE_FOLDER, ignore_errors=True)
@@ -188,6 +321,7 @@ def _summarize(manifest: dict[str, Any], root: Path, started: float) -> RunSumma
         n_parameters=manifest["n_parameters"],
         n_epochs=manifest["n_epochs"],
         n_steps=manifest["n_steps"],
+        kept_epoch=manifest["kept_epoch"],
         validation=manifest["validation"],
         seconds=time.monotonic() - started,
     )

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,31 +81,48 @@ class SessionStatistics:
                 ", ".join(map(str, unseen.tolist())),
             )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write ``normalization.safetensors``, atomically."""
-        with atomic_write(path) as temporary:
-            save_file(dict(sorted(vars(self).items())), temporary)
-
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> SessionStatistics:
-        """Read what `save` wrote."""
-        return cls(**load_file(path))
+    def identity(cls, n_voxels: int) -> SessionStatistics:
+        """Return statistics that leave voxels as they are."""
+        zeros, ones = np.zeros(n_voxels, np.float32), np.ones(n_voxels, np.float32)
+        nothing = np.empty((0, n_voxels), np.float32)
+        return cls(np.empty(0, np.int64), nothing, nothing.copy(), zeros, ones)
 
 
-def fit_statistics(subject: Subject) -> SessionStatistics:
+def save_statistics(path: str | os.PathLike[str], statistics: Sequence[SessionStatistics]) -> None:
+    """Write ``normalization.safetensors``, the statistics of each subject, atomically."""
+    arrays = {
+        f"{subject}.{name}": array
+        for subject, of_subject in enumerate(statistics)
+        for name, array in sorted(vars(of_subject).items())
+    }
+    with atomic_write(path) as temporary:
+        save_file(arrays, temporary)
+
+
+def load_statistics(path: str | os.PathLike[str]) -> list[SessionStatistics]:
+    """Read what `save_statistics` wrote."""
+    by_subject: dict[int, dict[str, Any]] = {}
+    for key, array in load_file(path).items():
+        subject, _, name = key.partition(".")
+        by_subject.setdefault(int(subject), {})[name] = array
+    return [SessionStatistics(**by_subject[subject]) for subject in sorted(by_subject)]
+
+
+def fit_statistics(subject: Subject, train_rows: NDArray[np.int64]) -> SessionStatistics:
     """Compute the statistics of a subject's training trials, in bounded memory.
 
     Parameters
     ----------
     subject : Subject
-        Only its trials of the split ``train`` are read.
+    train_rows : int64 array
+        Rows of its voxels: training trials and no others.
 
     Returns
     -------
     statistics : SessionStatistics
         Standard deviations are the population's (divisor n).
     """
-    train_rows = subject.trial_rows("train")
     session_of_row = subject.trials["session"].to_numpy()
     sessions = np.unique(session_of_row[train_rows])
     shape = (len(sessions), subject.n_voxels)

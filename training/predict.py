@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -26,12 +26,13 @@ from index_builder.embeddings.writer import EmbeddingWriter
 from .checkpoint import Run
 from .diffusion.sampling import sample_ddim, sample_ddpm
 from .diffusion.schedule import cosine_schedule
-from .epochs import resolve_device
 from .errors import RunError
-from .samples import Batch, TrialTable, average_batches
+from .models.assemble import BrainModel, LowLevelModel
+from .processes import resolve_device
+from .samples import Batch, Samples, TrialTable, average_batches
 from .subjects.subject import Subject
 
-Head = Literal["retrieval", "prior"]
+Head = Literal["retrieval", "prior", "latent"]
 Averaging = Literal["inputs", "outputs"]
 
 
@@ -58,9 +59,9 @@ def predict(
     out : path
         Embedding folder to write; parts of an interrupted call are kept.
     split : {"train", "validation", "test"}
-    head : {"retrieval", "prior"}
+    head : {"retrieval", "prior", "latent"}
         ``retrieval``: the projector's output, unit norm. ``prior``: a sample of the diffusion
-        prior, in the targets' own units.
+        prior, in the targets' own units. ``latent``: the VAE latents of a low-level run.
     average : bool
         One row an image, over its repeats; otherwise one row a trial, with the column ``trial``.
     averaging : {"inputs", "outputs"}
@@ -82,15 +83,18 @@ def predict(
     RunError
         If the subject is not the run's, the split is empty, or the run has no prior.
     """
-    if head not in ("retrieval", "prior"):
-        raise ValueError(f"head is {head!r}, expected 'retrieval' or 'prior'.")
+    if head not in get_args(Head):
+        raise ValueError(f"head is {head!r}, expected one of {', '.join(get_args(Head))}.")
     if averaging not in ("inputs", "outputs"):
         raise ValueError(f"averaging is {averaging!r}, expected 'inputs' or 'outputs'.")
     run = Run.open(run_folder)
     _require_usable(run, subject, split=split, head=head)
-    table = TrialTable(subject, split, run.statistics, memory_bytes=0)
-    run.statistics.report_unseen(table.sessions, where=str(subject.path))
-    decoder = _Decoder(run, table, head=head, seed=seed, device=resolve_device(device))
+    place = run.place_of(subject)
+    statistics = run.statistics[place]
+    rows = subject.trial_rows(split)
+    table = TrialTable(subject, rows, statistics, memory_bytes=0)
+    statistics.report_unseen(table.sessions, where=str(subject.path))
+    decoder = _Decoder(run, place, table, head=head, seed=seed, device=resolve_device(device))
     space = dataclasses.replace(run.space, unit_norm=head == "retrieval")
     details = {
         "run": run.fingerprint,
@@ -102,7 +106,7 @@ def predict(
         "batch_size": batch_size,
     }
     if average:
-        batches = list(average_batches(table, batch_size=batch_size))
+        batches = list(average_batches(Samples([table]), batch_size=batch_size))
     else:
         batches = _single_batches(table, batch_size=batch_size)
     trial_numbers = subject.trials["trial"].to_numpy()[table.rows]
@@ -128,18 +132,14 @@ def predict(
 
 
 def _require_usable(run: Run, subject: Subject, *, split: str, head: Head) -> None:
-    trained_on = run.manifest["subject"]["name"]
-    if subject.name != trained_on or subject.n_voxels != run.manifest["n_voxels"]:
-        raise RunError(
-            f"{subject.path} is subject {subject.name} with {subject.n_voxels} voxels, and "
-            f"{run.path} was trained on {trained_on} with {run.manifest['n_voxels']} voxels. "
-            f"Train a run on this subject."
-        )
     if not len(subject.trial_rows(split)):
         raise RunError(f"{subject.path} has no trials in the split {split!r}; choose another.")
-    if head == "prior" and run.model.prior is None:
+    if isinstance(run.model, LowLevelModel) != (head == "latent"):
+        has = "latent" if isinstance(run.model, LowLevelModel) else "retrieval and prior"
+        raise RunError(f"{run.path} has no head {head!r}; it has {has} (--head).")
+    if head == "prior" and run.recipe.prior is None:
         raise RunError(
-            f"{run.path} was trained without a prior (recipe field prior.depth is 0). "
+            f"{run.path} was trained without a prior (its recipe has no section prior). "
             f"Predict with the retrieval head, or train with a prior."
         )
 
@@ -149,7 +149,12 @@ def _single_batches(table: TrialTable, *, batch_size: int) -> list[Batch]:
     image_of_trial = np.empty(len(table.rows), np.int64)
     image_of_trial[table.trials_of_image] = np.arange(len(table.image_ids))[:, None]
     return [
-        Batch(image_of_trial[trials], trials[:, None], np.ones((len(trials), 1), np.float32))
+        Batch(
+            image_of_trial[trials],
+            np.zeros(len(trials), np.int64),
+            trials[:, None],
+            np.ones((len(trials), 1), np.float32),
+        )
         for trials in np.split(
             np.arange(len(table.rows)), range(batch_size, len(table.rows), batch_size)
         )
@@ -160,37 +165,49 @@ class _Decoder:
     """A run's model on a device, with what turns a batch into embeddings."""
 
     def __init__(
-        self, run: Run, table: TrialTable, *, head: Head, seed: int, device: torch.device
+        self,
+        run: Run,
+        place: int,
+        table: TrialTable,
+        *,
+        head: Head,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self.table, self.device, self.seed = table, device, seed
         self.model = run.model.to(device)
+        self.place = place
         self.recipe = run.recipe.prior
         self.shape = (run.space.tokens, run.space.dim)
         self.head = head
-        if head == "prior":
-            self.schedule = cosine_schedule(self.recipe.n_steps)
 
     @torch.inference_mode()
     def decode(self, batch: Batch, *, separately: bool) -> NDArray[np.float32]:
         """Return embeddings of shape (n, tokens * dim); repeats averaged after if `separately`."""
         n, n_repeats = batch.trials.shape
         table = self.table
-        voxels = table.read(batch.trials.ravel()) if separately else table.combine(batch)
-        tokens, retrieval = self.model(torch.from_numpy(voxels).to(self.device))
-        outputs = tokens.flatten(1) if self.head == "prior" else F.normalize(retrieval, dim=1)
+        if separately:
+            voxels = table.read(batch.trials.ravel())
+        else:
+            voxels = table.combine(batch.trials, batch.weights)
+        tokens, retrieval = self.model.decode(torch.from_numpy(voxels).to(self.device), self.place)
+        outputs = F.normalize(retrieval, dim=1) if self.head == "retrieval" else tokens.flatten(1)
         if separately:
             weights = torch.from_numpy(batch.weights).to(self.device)
             outputs = torch.einsum("nrw,nr->nw", outputs.reshape(n, n_repeats, -1), weights)
         if self.head == "retrieval":
             outputs = F.normalize(outputs, dim=1)
-        else:
+        elif self.head == "prior":
             outputs = self._sample(outputs.reshape(n, *self.shape), batch).flatten(1)
         embeddings: NDArray[np.float32] = outputs.cpu().numpy()
         return embeddings
 
     def _sample(self, brain: Tensor, batch: Batch) -> Tensor:
-        network, recipe = self.model.prior, self.recipe
-        assert network is not None  # _require_usable has made sure
+        model, recipe = self.model, self.recipe
+        assert isinstance(model, BrainModel) and recipe is not None  # see _require_usable
+        network = model.prior
+        assert network is not None
+        schedule = cosine_schedule(recipe.n_steps)
         nothing = torch.ones(len(brain), dtype=torch.bool, device=self.device)
 
         def denoise(noised: Tensor, step: Tensor) -> Tensor:
@@ -205,13 +222,11 @@ class _Decoder:
             for image_id in self.table.image_ids[batch.images]
         ]
         if recipe.sampler == "ddpm":
-            samples = sample_ddpm(
-                denoise, self.schedule, self.shape, generators, device=self.device
-            )
+            samples = sample_ddpm(denoise, schedule, self.shape, generators, device=self.device)
         else:
             samples = sample_ddim(
                 denoise,
-                self.schedule,
+                schedule,
                 self.shape,
                 generators,
                 n_steps=recipe.n_sampling_steps,

@@ -1,14 +1,14 @@
 """Samples: trials of a split, their images, and the batches that training draws from them.
 
-Images are the unit: a batch holds each image at most once, because two trials of one image would
-be told apart as negatives, and an image's repeats are one sample or several as the recipe says.
-Voxels and targets are kept in memory where the recipe's budget allows, and read from disk batch by
-batch where not; the numbers are the same.
+Images are the unit: a batch holds each image at most once, whoever saw it, because two trials of
+one image would be told apart as negatives, and an image's repeats are one sample or several as the
+recipe says. Voxels and targets are kept in memory where the recipe's budget allows, and read from
+disk batch by batch where not; the numbers are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from index_builder.embeddings.reader import EmbeddingFolder
 
 from .errors import RunError
 from .normalization import SessionStatistics
-from .recipe import DataRecipe
 from .subjects.subject import Subject
 
 _SHOWN_IDS = 5
@@ -28,38 +27,66 @@ _SHOWN_IDS = 5
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step sees.
+    """What one step sees; rows are ordered by subject.
 
     Parameters
     ----------
     images : int64 array of shape (n,)
-        Index into the image ids of the split, distinct.
+        Index into the image ids of the samples, distinct.
+    subjects : int64 array of shape (n,), increasing
+        Who saw it.
     trials : int64 array of shape (n, n_repeats)
-        Index into the trials of the split; padded with an image's first trial.
+        Index into the trials of that subject's table; padded with the first.
     weights : float32 array of shape (n, n_repeats), rows sum to 1
         Share of each trial in the sample; 0 for padding.
     """
 
     images: NDArray[np.int64]
+    subjects: NDArray[np.int64]
     trials: NDArray[np.int64]
     weights: NDArray[np.float32]
 
+    def rows_of(self, subject: int) -> slice:
+        """Return the rows of one subject."""
+        start, stop = np.searchsorted(self.subjects, [subject, subject + 1])
+        return slice(int(start), int(stop))
+
+    def take(self, rows: NDArray[np.int64]) -> Batch:
+        """Return some rows, in increasing order."""
+        return Batch(self.images[rows], self.subjects[rows], self.trials[rows], self.weights[rows])
+
+    def mixed(self, lam: NDArray[np.float32], partner: NDArray[np.int64]) -> Batch:
+        """Return the batch whose row ``i`` holds ``lam`` of itself and the rest of its partner.
+
+        Parameters
+        ----------
+        lam : float32 array of shape (n,), in [0, 1]
+        partner : int64 array of shape (n,)
+            Rows of the same subject.
+        """
+        share = lam[:, None]
+        return Batch(
+            self.images,
+            self.subjects,
+            np.concatenate([self.trials, self.trials[partner]], axis=1),
+            np.concatenate([share * self.weights, (1 - share) * self.weights[partner]], axis=1),
+        )
+
 
 class TrialTable:
-    """Normalized voxels of the trials of one split, grouped by image.
+    """Normalized voxels of one subject's trials of one split, grouped by image.
 
     Parameters
     ----------
     subject : Subject
-    split : {"train", "validation", "test"}
+    rows : int64 array of shape (n_trials,)
+        Rows of the subject's voxels: the trials of a split.
     statistics : SessionStatistics
     memory_bytes : int
         Keep the voxels in memory if they need no more than this.
 
     Attributes
     ----------
-    rows : int64 array of shape (n_trials,)
-        Rows of the subject's voxels.
     image_ids : int64 array of shape (n_images,), increasing
     trials_of_image : int64 array of shape (n_images, n_repeats)
         Trials of each image in order of presentation, padded with the first.
@@ -69,13 +96,19 @@ class TrialTable:
     """
 
     def __init__(
-        self, subject: Subject, split: str, statistics: SessionStatistics, *, memory_bytes: int
+        self,
+        subject: Subject,
+        rows: NDArray[np.int64],
+        statistics: SessionStatistics,
+        *,
+        memory_bytes: int,
     ) -> None:
         self._voxels = subject.voxels
         self._statistics = statistics
-        self.rows = subject.trial_rows(split)
-        self.sessions = subject.trials["session"].to_numpy()[self.rows]
-        shown = subject.trials["image_id"].to_numpy()[self.rows]
+        self.n_voxels = subject.n_voxels
+        self.rows = rows
+        self.sessions = subject.trials["session"].to_numpy()[rows]
+        shown = subject.trials["image_id"].to_numpy()[rows]
         self.image_ids, image_of_trial = np.unique(shown, return_inverse=True)
         order = np.argsort(image_of_trial, kind="stable")
         self.n_repeats = np.bincount(image_of_trial, minlength=len(self.image_ids))
@@ -92,11 +125,6 @@ class TrialTable:
             self._held = held
         self.memory_left = memory_bytes - (n_bytes if self._held is not None else 0)
 
-    @property
-    def has_padding(self) -> NDArray[np.bool_]:
-        """Bool array like `trials_of_image`: places beyond an image's own repeats."""
-        return np.arange(self.trials_of_image.shape[1])[None] >= self.n_repeats[:, None]
-
     def read(self, trials: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return normalized voxels of shape (n, n_voxels) for distinct or repeated trials."""
         if self._held is not None:
@@ -104,14 +132,25 @@ class TrialTable:
         distinct, places = np.unique(trials, return_inverse=True)
         return self._read(distinct)[places]
 
-    def combine(self, batch: Batch) -> NDArray[np.float32]:
-        """Return the weighted sum over the repeats, of shape (n, n_voxels)."""
-        n, n_repeats = batch.trials.shape
-        voxels = self.read(batch.trials.ravel())
+    def combine(
+        self, trials: NDArray[np.int64], weights: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Return weighted sums over repeats.
+
+        Parameters
+        ----------
+        trials, weights : arrays of shape (n, n_repeats)
+
+        Returns
+        -------
+        voxels : float32 array of shape (n, n_voxels)
+        """
+        n, n_repeats = trials.shape
+        voxels = self.read(trials.ravel())
         if n_repeats == 1:
-            return voxels * batch.weights
+            return voxels * weights
         combined: NDArray[np.float32] = np.einsum(
-            "nrv,nr->nv", voxels.reshape(n, n_repeats, -1), batch.weights
+            "nrv,nr->nv", voxels.reshape(n, n_repeats, self.n_voxels), weights
         )
         return combined
 
@@ -119,63 +158,143 @@ class TrialTable:
         return self._statistics.apply(self._voxels[self.rows[trials]], self.sessions[trials])
 
 
+class Samples:
+    """Trials of one split of one or several subjects, by image.
+
+    A *view* is one image as one subject saw it, with that subject's repeats of it.
+
+    Parameters
+    ----------
+    tables : sequence of TrialTable
+        One a subject.
+
+    Attributes
+    ----------
+    image_ids : int64 array of shape (n_images,), increasing
+        Of all subjects.
+    image_of_view, subject_of_view : int64 array of shape (n_views,)
+        Views are ordered by subject, then image.
+    trials_of_view : int64 array of shape (n_views, n_repeats)
+        Padded with the first trial.
+    n_repeats : int64 array of shape (n_views,)
+    """
+
+    def __init__(self, tables: Sequence[TrialTable]) -> None:
+        self.tables = tuple(tables)
+        self.image_ids = np.unique(np.concatenate([table.image_ids for table in tables]))
+        self.image_of_view = np.concatenate(
+            [np.searchsorted(self.image_ids, table.image_ids) for table in tables]
+        )
+        n_views = [len(table.image_ids) for table in tables]
+        self.subject_of_view = np.repeat(np.arange(len(tables)), n_views)
+        self.n_repeats = np.concatenate([table.n_repeats for table in tables])
+        self.trials_of_view = np.concatenate(
+            [_pad(table.trials_of_image, self.n_repeats.max(initial=1)) for table in tables]
+        )
+
+    @property
+    def n_trials(self) -> int:
+        """Number of trials of all subjects."""
+        return sum(len(table.rows) for table in self.tables)
+
+    @property
+    def is_padding(self) -> NDArray[np.bool_]:
+        """Bool array like `trials_of_view`: places beyond a view's own repeats."""
+        return np.arange(self.trials_of_view.shape[1])[None] >= self.n_repeats[:, None]
+
+    def voxels(self, batch: Batch) -> list[NDArray[np.float32]]:
+        """Return the combined voxels of a batch, of shape (n_s, V_s), for each subject."""
+        return [
+            table.combine(batch.trials[rows], batch.weights[rows])
+            for subject, table in enumerate(self.tables)
+            for rows in [batch.rows_of(subject)]
+        ]
+
+    def batch(
+        self, views: NDArray[np.int64], trials: NDArray[np.int64], weights: NDArray[np.float32]
+    ) -> Batch:
+        """Return a batch of views, ordered by subject."""
+        order = np.argsort(self.subject_of_view[views], kind="stable")
+        views = views[order]
+        return Batch(
+            self.image_of_view[views], self.subject_of_view[views], trials[order], weights[order]
+        )
+
+
 def draw_batches(
-    table: TrialTable, recipe: DataRecipe, *, batch_size: int, rng: np.random.Generator
+    samples: Samples, repeats: str, *, batch_size: int, rng: np.random.Generator
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch; each holds an image at most once.
 
     Parameters
     ----------
-    table : TrialTable
-    recipe : DataRecipe
-        ``single``: each trial comes once, in as many passes over the images as the most repeated
-        one needs. Otherwise each image comes once.
+    samples : Samples
+    repeats : {"single", "one", "average", "random"}
+        As in `DataRecipe`. What would come twice in a batch comes in passes over the images, as
+        many as the most frequent image needs.
     batch_size : int
         Upper limit; batches of a pass differ by one at most.
     rng : numpy Generator
     """
-    padding = table.has_padding
-    n_images, most_repeats = padding.shape
-    if recipe.repeats == "single":
+    padding = samples.is_padding
+    views = np.arange(len(padding))
+    if repeats in ("single", "one"):
         keys = np.where(padding, 2.0, rng.random(padding.shape))
-        shuffled = np.take_along_axis(table.trials_of_image, keys.argsort(axis=1), axis=1)
-        for repeat in range(most_repeats):
-            present = rng.permutation(np.flatnonzero(table.n_repeats > repeat))
-            for images in _split(present, batch_size):
-                trials = shuffled[images, repeat][:, None]
-                yield Batch(images, trials, np.ones(trials.shape, np.float32))
-        return
-    if recipe.repeats == "random":
-        weights = np.where(padding, 0.0, rng.exponential(size=padding.shape))
+        drawn = np.take_along_axis(samples.trials_of_view, keys.argsort(axis=1), axis=1)
+        if repeats == "one":
+            views, trials = views, drawn[:, :1]
+        else:
+            views, repeat = np.nonzero(~padding)
+            trials = drawn[views, repeat][:, None]
+        weights = np.ones(trials.shape, np.float32)
     else:
-        weights = np.where(padding, 0.0, 1.0)
-    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    for images in _split(rng.permutation(n_images), batch_size):
-        yield Batch(images, table.trials_of_image[images], weights[images])
+        shares = rng.exponential(size=padding.shape) if repeats == "random" else np.ones(1)
+        shares = np.where(padding, 0.0, shares)
+        weights = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+        trials = samples.trials_of_view
+    turns = _turns(samples.image_of_view[views], rng)
+    for turn in range(int(turns.max(initial=-1)) + 1):
+        for chosen in _split(rng.permutation(np.flatnonzero(turns == turn)), batch_size):
+            yield samples.batch(views[chosen], trials[chosen], weights[chosen])
 
 
-def count_batches(table: TrialTable, recipe: DataRecipe, *, batch_size: int) -> int:
+def count_batches(samples: Samples, repeats: str, *, batch_size: int) -> int:
     """Return how many batches `draw_batches` yields an epoch."""
-    if recipe.repeats != "single":
-        return -(-len(table.image_ids) // batch_size)
-    passes = range(int(table.n_repeats.max(initial=0)))
-    return sum(-(-int((table.n_repeats > repeat).sum()) // batch_size) for repeat in passes)
+    weights = samples.n_repeats if repeats == "single" else None
+    times = np.bincount(samples.image_of_view, weights, minlength=len(samples.image_ids))
+    turns = range(int(times.max(initial=0)))
+    return sum(-(-int((times > turn).sum()) // batch_size) for turn in turns)
 
 
-def average_batches(table: TrialTable, *, batch_size: int) -> Iterator[Batch]:
-    """Yield every image once, in order, with the mean over its repeats."""
-    weights = np.where(table.has_padding, 0.0, 1.0) / table.n_repeats[:, None]
-    for start in range(0, len(table.image_ids), batch_size):
-        images = np.arange(start, min(start + batch_size, len(table.image_ids)))
-        yield Batch(images, table.trials_of_image[images], weights[images].astype(np.float32))
+def average_batches(samples: Samples, *, batch_size: int) -> Iterator[Batch]:
+    """Yield every view once, in order, with the mean over its repeats."""
+    weights = np.where(samples.is_padding, 0.0, 1.0) / samples.n_repeats[:, None]
+    for start in range(0, len(weights), batch_size):
+        views = np.arange(start, min(start + batch_size, len(weights)))
+        yield samples.batch(views, samples.trials_of_view[views], weights[views].astype(np.float32))
 
 
-def _split(images: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
-    return np.array_split(images, -(-len(images) // batch_size))
+def _turns(images: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return for each entry how many of the same image come before it, in a random order."""
+    _, image, times = np.unique(images, return_inverse=True, return_counts=True)
+    keys = rng.random(len(images)) if times.max(initial=0) > 1 else np.zeros(len(images))
+    order = np.lexsort((keys, image))
+    turns = np.empty(len(images), np.int64)
+    turns[order] = np.arange(len(images)) - np.repeat(np.cumsum(times) - times, times)
+    return turns
+
+
+def _pad(trials: NDArray[np.int64], n_repeats: int) -> NDArray[np.int64]:
+    missing = n_repeats - trials.shape[1]
+    return np.concatenate([trials, np.repeat(trials[:, :1], missing, axis=1)], axis=1)
+
+
+def _split(views: NDArray[np.int64], batch_size: int) -> list[NDArray[np.int64]]:
+    return np.array_split(views, -(-len(views) // batch_size))
 
 
 class TargetTable:
-    """Target embeddings of the images of one split, joined by image id.
+    """Target embeddings of the images of some samples, joined by image id.
 
     Parameters
     ----------

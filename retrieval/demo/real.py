@@ -175,7 +175,7 @@ def _train(
     stages.complete(
         "train",
         run / "run.json",
-        lambda folder: train(subject, targets, recipe, folder, resume=folder.is_dir()),
+        lambda folder: train([subject], targets, recipe, folder, resume=folder.is_dir()),
     )
 
 

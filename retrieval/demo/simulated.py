@@ -350,7 +350,7 @@ def _train_and_predict(
     stages.complete(
         "train" if run == "run" else "train shuffled",
         stages.out / run / "run.json",
-        lambda folder: train(subject, targets, recipe, folder, resume=folder.is_dir()),
+        lambda folder: train([subject], targets, recipe, folder, resume=folder.is_dir()),
     )
     return _predict(stages, subject, run, predictions, "test")
 

@@ -18,7 +18,7 @@ def test_altered_weights_are_not_loaded(
     make_brain: Callable[..., Any], small_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
     brain = make_brain()
-    train(brain.subject, brain.targets, small_recipe("train.epochs=1"), tmp_path / "run")
+    train([brain.subject], brain.targets, small_recipe("train.epochs=1"), tmp_path / "run")
     before = Run.open(tmp_path / "run").fingerprint
     assert Run.open(tmp_path / "run").fingerprint == before
     weights = tmp_path / "run" / "model.safetensors"
@@ -36,7 +36,7 @@ def test_weights_of_another_architecture_are_not_loaded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     brain = make_brain()
-    train(brain.subject, brain.targets, small_recipe("train.epochs=1"), tmp_path / "run")
+    train([brain.subject], brain.targets, small_recipe("train.epochs=1"), tmp_path / "run")
     monkeypatch.setattr(checkpoint, "build_model", lambda *_, **__: torch.nn.Linear(3, 4))
     with pytest.raises(RunError, match=r"doesn't fit the model that recipe\.toml beside it"):
         Run.open(tmp_path / "run")

@@ -16,13 +16,13 @@ import torch
 
 from index_builder.embeddings.artefact import read_manifest, sha256_file, verify_files
 from training.checkpoint import Run
-from training.epochs import resolve_device
 from training.errors import DivergedError, RunError
 from training.loop import train
+from training.processes import resolve_device
 from training.recipe import Recipe
 
 Maker = Callable[..., Any]
-LEARNABLE = ("train.epochs=30", "prior.depth=0", "train.learning_rate=0.01")
+LEARNABLE = ("train.epochs=30", "prior=none", "train.learning_rate=0.01")
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
@@ -33,12 +33,12 @@ def test_a_run_is_complete_and_says_what_it_is(
     make_brain: Maker, small_recipe: Maker, tmp_path: Path
 ) -> None:
     brain, recipe = make_brain(), small_recipe()
-    summary = train(brain.subject, brain.targets, recipe, tmp_path / "run")
-    manifest = read_manifest(tmp_path / "run", "run.json", kind="run", format_version=1)
+    summary = train([brain.subject], brain.targets, recipe, tmp_path / "run")
+    manifest = read_manifest(tmp_path / "run", "run.json", kind="run", format_version=2)
     verify_files(tmp_path / "run", manifest)
     assert not (tmp_path / "run" / "state").exists()
     assert manifest["space"] == brain.targets.space.to_dict()
-    assert manifest["subject"]["name"] == "sim"
+    assert manifest["subjects"][0]["name"] == "sim"
     assert manifest["targets"]["fingerprint"] == brain.targets.fingerprint
     assert manifest["n_training_trials"] == 180
     assert manifest["n_parameters"] == summary.n_parameters
@@ -58,7 +58,7 @@ def test_it_learns_and_the_shuffled_control_does_not(
     scores = {}
     for control in ("none", "shuffled_labels"):
         recipe = small_recipe(f"data.control={control}", *LEARNABLE)
-        summary = train(brain.subject, brain.targets, recipe, tmp_path / control)
+        summary = train([brain.subject], brain.targets, recipe, tmp_path / control)
         assert summary.validation is not None
         scores[control] = summary.validation["brain_to_image_top1"]
     assert scores["none"] > 0.9
@@ -70,7 +70,7 @@ def test_metrics_follow_phases_and_rates(
 ) -> None:
     brain = make_brain()
     recipe = small_recipe("loss.mixing_fraction=0.5")
-    train(brain.subject, brain.targets, recipe, tmp_path / "run")
+    train([brain.subject], brain.targets, recipe, tmp_path / "run")
     lines = metrics_of(tmp_path / "run")
     assert [line["phase"] for line in lines] == ["bimixco"] * 2 + ["softclip"] * 2
     assert [line["step"] for line in lines] == [4, 8, 12, 16]
@@ -86,14 +86,14 @@ def test_memory_budget_changes_no_byte(
     brain = make_brain()
     for memory in ("1GiB", "0B"):
         recipe = small_recipe(f"data.memory={memory}")
-        train(brain.subject, brain.targets, recipe, tmp_path / memory)
+        train([brain.subject], brain.targets, recipe, tmp_path / memory)
     assert model_hash(tmp_path / "1GiB") == model_hash(tmp_path / "0B")
 
 
 def test_seeds_differ_and_repeat(make_brain: Maker, small_recipe: Maker, tmp_path: Path) -> None:
     brain = make_brain()
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        train(brain.subject, brain.targets, small_recipe(f"train.seed={seed}"), tmp_path / name)
+        train([brain.subject], brain.targets, small_recipe(f"train.seed={seed}"), tmp_path / name)
     assert model_hash(tmp_path / "a") == model_hash(tmp_path / "b") != model_hash(tmp_path / "c")
 
 
@@ -101,7 +101,7 @@ def test_hidden_targets_of_several_tokens(
     make_brain: Maker, small_recipe: Maker, tmp_path: Path
 ) -> None:
     brain = make_brain(tokens=3, n_voxels=80)
-    summary = train(brain.subject, brain.targets, small_recipe(*LEARNABLE), tmp_path / "run")
+    summary = train([brain.subject], brain.targets, small_recipe(*LEARNABLE), tmp_path / "run")
     assert summary.space.tokens == 3
     assert summary.validation is not None and summary.validation["brain_to_image_top1"] > 0.8
 
@@ -111,8 +111,8 @@ def test_without_validation_images_training_says_so(
 ) -> None:
     brain = make_brain(n_validation=0)
     with caplog.at_level(logging.WARNING, "voxseek"):
-        summary = train(brain.subject, brain.targets, small_recipe(), tmp_path / "run")
-    assert "has no validation images: training is blind" in caplog.text
+        summary = train([brain.subject], brain.targets, small_recipe(), tmp_path / "run")
+    assert "sim: no validation images: training is blind" in caplog.text
     assert summary.validation is None and metrics_of(summary.path)[-1]["validation"] is None
 
 
@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_state(
     brain = make_brain()
     recipe = small_recipe("train.learning_rate=1000.0", "train.weight_decay=1e3", *LEARNABLE[:2])
     with pytest.raises(DivergedError, match=r"at epoch \d+, step \d+ are .*[Tt]he last good state"):
-        train(brain.subject, brain.targets, recipe, tmp_path / "run")
+        train([brain.subject], brain.targets, recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
 
 
@@ -130,16 +130,16 @@ def test_folders_in_use_are_not_overwritten(
     make_brain: Maker, small_recipe: Maker, tmp_path: Path
 ) -> None:
     brain, out = make_brain(), tmp_path / "run"
-    first = train(brain.subject, brain.targets, small_recipe(), out)
+    first = train([brain.subject], brain.targets, small_recipe(), out)
     with pytest.raises(RunError, match="holds a finished run; train into a new folder"):
-        train(brain.subject, brain.targets, small_recipe(), out)
-    again = train(brain.subject, brain.targets, small_recipe(), out, resume=True)
+        train([brain.subject], brain.targets, small_recipe(), out)
+    again = train([brain.subject], brain.targets, small_recipe(), out, resume=True)
     assert again.validation == first.validation and again.n_parameters == first.n_parameters
     with pytest.raises(RunError, match=r"begun with another train\.seed: 0 there, 3 now"):
-        train(brain.subject, brain.targets, small_recipe("train.seed=3"), out, resume=True)
+        train([brain.subject], brain.targets, small_recipe("train.seed=3"), out, resume=True)
     (out / "run.json").unlink()
     with pytest.raises(RunError, match=r"holds an interrupted run; go on with it \(--resume\)"):
-        train(brain.subject, brain.targets, small_recipe(), out)
+        train([brain.subject], brain.targets, small_recipe(), out)
 
 
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ from training.loop import train
 from training.recipe import load_recipe
 from training.subjects.subject import Subject
 subject, targets, recipe, out = sys.argv[1:]
-train(Subject.open(subject), EmbeddingFolder.open(targets), load_recipe(recipe), out, resume=True)
+train([Subject.open(subject)], EmbeddingFolder.open(targets), load_recipe(recipe), out, resume=True)
 """
 
 
@@ -177,7 +177,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     recipe: Recipe = small_recipe("train.epochs=40", "train.save_every_epochs=3")
     path = tmp_path / "recipe.toml"
     path.write_text(recipe.to_toml())
-    train(brain.subject, brain.targets, recipe, tmp_path / "whole")
+    train([brain.subject], brain.targets, recipe, tmp_path / "whole")
     out = tmp_path / "killed"
     process = start(brain, path, out)
     deadline = time.monotonic() + 120
@@ -189,7 +189,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(
     assert not (out / "run.json").exists()
     state = torch.load(out / "state" / "state.pt", weights_only=True)
     assert 3 <= len(state["metrics"]) < 40
-    train(brain.subject, brain.targets, recipe, out, resume=True)
+    train([brain.subject], brain.targets, recipe, out, resume=True)
     for name in ("model.safetensors", "metrics.jsonl", "recipe.toml", "normalization.safetensors"):
         assert sha256_file(out / name) == sha256_file(tmp_path / "whole" / name), name
     assert (out / "run.json").read_bytes() == (tmp_path / "whole" / "run.json").read_bytes()
@@ -204,7 +204,7 @@ def test_cuda_learns_what_the_cpu_learns(
     brain = make_brain(n_train=150, n_validation=50)
     settings = ("train.device=cuda", f"train.precision={precision}", "train.epochs=30")
     recipe = small_recipe(*settings, "train.learning_rate=0.01")
-    summary = train(brain.subject, brain.targets, recipe, tmp_path / "run")
+    summary = train([brain.subject], brain.targets, recipe, tmp_path / "run")
     assert summary.validation is not None and summary.validation["brain_to_image_top1"] > 0.9
 
 

@@ -11,7 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from training.normalization import SessionStatistics, fit_statistics
+from training.normalization import (
+    SessionStatistics,
+    fit_statistics,
+    load_statistics,
+    save_statistics,
+)
 
 
 def fake_subject(voxels: np.ndarray, sessions: list[int], splits: list[str]) -> Any:
@@ -24,13 +29,17 @@ def fake_subject(voxels: np.ndarray, sessions: list[int], splits: list[str]) -> 
     )
 
 
+def fit_training(subject: Any) -> SessionStatistics:
+    return fit_statistics(subject, subject.trial_rows("train"))
+
+
 def test_training_trials_have_mean_0_and_deviation_1_in_each_session(
     make_brain: Callable[..., Any],
 ) -> None:
     subject = make_brain().subject
     rows = subject.trial_rows("train")
     sessions = subject.trials["session"].to_numpy()[rows]
-    z = fit_statistics(subject).apply(subject.voxels[rows], sessions)
+    z = fit_training(subject).apply(subject.voxels[rows], sessions)
     for session in (0, 1, 2):
         np.testing.assert_allclose(z[sessions == session].mean(axis=0), 0, atol=1e-5)
         np.testing.assert_allclose(z[sessions == session].std(axis=0), 1, rtol=1e-4)
@@ -40,23 +49,23 @@ def test_test_and_validation_trials_change_nothing(rng: np.random.Generator) -> 
     voxels = rng.normal(size=(9, 4)).astype(np.float32)
     splits = ["train"] * 5 + ["validation", "test", "test", "train"]
     sessions = [1, 1, 1, 2, 2, 1, 2, 1, 2]
-    expected = fit_statistics(fake_subject(voxels, sessions, splits))
+    expected = fit_training(fake_subject(voxels, sessions, splits))
     voxels[5:8] = 1e4
-    altered = fit_statistics(fake_subject(voxels, sessions, splits))
+    altered = fit_training(fake_subject(voxels, sessions, splits))
     for field in dataclasses.fields(SessionStatistics):
         np.testing.assert_array_equal(getattr(altered, field.name), getattr(expected, field.name))
 
 
 def test_pooled_statistics_are_those_of_all_training_trials(rng: np.random.Generator) -> None:
     voxels = (100 + 30 * rng.normal(size=(10, 4))).astype(np.float32)
-    found = fit_statistics(fake_subject(voxels, [1] * 3 + [4] * 7, ["train"] * 10))
+    found = fit_training(fake_subject(voxels, [1] * 3 + [4] * 7, ["train"] * 10))
     np.testing.assert_allclose(found.pooled_mean, voxels.mean(axis=0), rtol=1e-6)
     np.testing.assert_allclose(found.pooled_std, voxels.std(axis=0), rtol=1e-5)
 
 
 def test_voxels_that_do_not_vary_are_not_divided_by_zero() -> None:
     voxels = np.array([[1, 5, 2], [1, 5, 3], [2, 5, 2], [4, 5, 3]], np.float32)
-    found = fit_statistics(fake_subject(voxels, [1, 1, 2, 2], ["train"] * 4))
+    found = fit_training(fake_subject(voxels, [1, 1, 2, 2], ["train"] * 4))
     z = found.apply(voxels, np.array([1, 1, 2, 2]))
     assert np.isfinite(z).all()
     assert (z[:, 1] == 0).all()  # constant everywhere
@@ -67,7 +76,7 @@ def test_an_unseen_session_falls_back_to_the_pooled_statistics(
     rng: np.random.Generator, caplog: pytest.LogCaptureFixture
 ) -> None:
     voxels = rng.normal(3, 2, size=(20, 4)).astype(np.float32)
-    found = fit_statistics(fake_subject(voxels, [1] * 20, ["train"] * 20))
+    found = fit_training(fake_subject(voxels, [1] * 20, ["train"] * 20))
     np.testing.assert_allclose(
         found.apply(voxels, np.full(20, 9)), (voxels - voxels.mean(0)) / voxels.std(0), rtol=1e-4
     )
@@ -78,8 +87,10 @@ def test_an_unseen_session_falls_back_to_the_pooled_statistics(
 
 def test_statistics_survive_their_file(rng: np.random.Generator, tmp_path: Path) -> None:
     voxels = rng.normal(size=(6, 4)).astype(np.float32)
-    found = fit_statistics(fake_subject(voxels, [1, 1, 1, 2, 2, 2], ["train"] * 6))
-    found.save(tmp_path / "normalization.safetensors")
-    again = SessionStatistics.load(tmp_path / "normalization.safetensors")
+    found = fit_training(fake_subject(voxels, [1, 1, 1, 2, 2, 2], ["train"] * 6))
+    path = tmp_path / "normalization.safetensors"
+    save_statistics(path, [found, SessionStatistics.identity(3)])
+    again, nothing = load_statistics(path)
     for field in dataclasses.fields(SessionStatistics):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(found, field.name))
+    np.testing.assert_array_equal(nothing.apply(voxels[:, :3], np.arange(6)), voxels[:, :3])

@@ -21,7 +21,7 @@ Maker = Callable[..., Any]
 def trained(make_brain: Maker, small_recipe: Maker, tmp_path: Path) -> Any:
     brain = make_brain(n_train=150, tokens=2, dim=8)
     recipe = small_recipe("train.epochs=30", "train.learning_rate=0.01", "loss.prior_weight=1")
-    train(brain.subject, brain.targets, recipe, tmp_path / "run")
+    train([brain.subject], brain.targets, recipe, tmp_path / "run")
     return brain
 
 
@@ -77,7 +77,7 @@ def test_averaging_one_repeat_is_no_averaging(
     make_brain: Maker, small_recipe: Maker, tmp_path: Path, head: Any, averaging: Any
 ) -> None:
     brain = make_brain(n_repeats=1)
-    train(brain.subject, brain.targets, small_recipe(), tmp_path / "run")
+    train([brain.subject], brain.targets, small_recipe(), tmp_path / "run")
     mean = predict(tmp_path / "run", brain.subject, tmp_path / "m", head=head, averaging=averaging)
     single = predict(tmp_path / "run", brain.subject, tmp_path / "s", head=head, average=False)
     order = np.argsort(single.metadata()["image_id"].to_numpy())
@@ -106,7 +106,7 @@ def test_guidance_moves_samples_along_the_brains_contribution(
     samples = {}
     for guidance in (0, 1, 2):
         recipe = small_recipe(f"prior.guidance={guidance}", "prior.n_sampling_steps=1")
-        train(brain.subject, brain.targets, recipe, tmp_path / f"run{guidance}")
+        train([brain.subject], brain.targets, recipe, tmp_path / f"run{guidance}")
         out = tmp_path / f"p{guidance}"
         found = predict(tmp_path / f"run{guidance}", brain.subject, out, head="prior")
         samples[guidance] = rows_of(found)
@@ -120,14 +120,14 @@ def test_what_does_not_belong_together_is_refused(
 ) -> None:
     brain, other = make_brain(n_validation=0), make_brain("other")
     run = tmp_path / "run"
-    train(brain.subject, brain.targets, small_recipe("prior.depth=0", "train.epochs=1"), run)
+    train([brain.subject], brain.targets, small_recipe("prior=none", "train.epochs=1"), run)
     with pytest.raises(RunError, match=r"is subject other with 50 voxels, and .* trained on sim"):
         predict(run, other.subject, tmp_path / "p")
     with pytest.raises(RunError, match="has no trials in the split 'validation'"):
         predict(run, brain.subject, tmp_path / "p", split="validation")
-    with pytest.raises(RunError, match=r"without a prior \(recipe field prior\.depth is 0\)"):
+    with pytest.raises(RunError, match=r"without a prior \(its recipe has no section prior\)"):
         predict(run, brain.subject, tmp_path / "p", head="prior")
-    with pytest.raises(ValueError, match="head is 'best', expected 'retrieval' or 'prior'"):
+    with pytest.raises(ValueError, match="head is 'best', expected one of retrieval, prior"):
         predict(run, brain.subject, tmp_path / "p", head="best")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="averaging is 'both', expected 'inputs' or 'outputs'"):
         predict(run, brain.subject, tmp_path / "p", averaging="both")  # type: ignore[arg-type]

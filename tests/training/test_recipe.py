@@ -37,14 +37,23 @@ def test_overrides_take_toml_values_and_bare_words() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.epoch=3", r"unknown field train\.epoch; train has the fields epochs, batch_size"),
-        ("training.epochs=3", r"unknown field training; the recipe has the fields name, data"),
+        (
+            "train.epoch=3",
+            r"unknown field train\.epoch; train has the fields kind, epochs, batch_size",
+        ),
+        (
+            "training.epochs=3",
+            r"unknown field training; the recipe has the fields name, target, data",
+        ),
         ("train.epochs=3.5", r"field train\.epochs is 3\.5 \(float\), expected int"),
         ("train.epochs=true", r"field train\.epochs is True \(bool\), expected int"),
         ("train.epochs=0", r"field train\.epochs is 0, expected 1 to"),
         ("model.dropout=1.0", r"field model\.dropout is 1\.0, expected 0 to 0\.99"),
         ("train.learning_rate=nan", r"field train\.learning_rate is nan, expected"),
-        ("data.repeats=all", r"field data\.repeats is 'all', expected one of 'single', 'average'"),
+        (
+            "data.repeats=all",
+            r"field data\.repeats is 'all', expected one of 'single', 'one', 'average'",
+        ),
         ("data.memory=12 apples", r"data\.memory is '12 apples', expected a number of bytes"),
         ("data.memory=-1", r"data\.memory is -1, expected 0 bytes or more"),
         ("prior.width=100", r"prior\.width is 100, expected a multiple of 2 \* prior\.n_heads"),

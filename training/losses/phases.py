@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..recipe import LossRecipe
+from ..recipe_schema import ContrastiveRecipe
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Phase:
     temperature: float
 
 
-def phase_at(fraction: float, recipe: LossRecipe) -> Phase:
+def phase_at(fraction: float, recipe: ContrastiveRecipe) -> Phase:
     """Return the phase at a fraction of training in [0, 1]."""
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction of training is {fraction}, expected 0 to 1.")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from .contrast import brain_to_image, image_to_brain
 
-def softclip_loss(predictions: Tensor, targets: Tensor, *, temperature: float) -> Tensor:
+
+def softclip_loss(
+    predictions: Tensor, targets: Tensor, *, temperature: float, negatives: Tensor | None = None
+) -> Tensor:
     """Contrast brain predictions with images; alike images share the label.
 
     Parameters
@@ -15,6 +20,8 @@ def softclip_loss(predictions: Tensor, targets: Tensor, *, temperature: float) -
     temperature : float > 0, unitless
         Of labels and logits alike. How soft the labels are depends on the encoder: the narrower
         the cone of its embeddings, the smaller a temperature they need.
+    negatives : Tensor of shape (n_negatives, width), unit rows, optional
+        Targets of other images, which take their share of the label, from brain to image only.
 
     Returns
     -------
@@ -26,7 +33,9 @@ def softclip_loss(predictions: Tensor, targets: Tensor, *, temperature: float) -
     directions. Its minimum is the entropy of the labels, not 0.
     """
     labels = (targets @ targets.T / temperature).softmax(dim=1)
-    logits = predictions @ targets.T / temperature
-    brain_to_image = -(labels * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    image_to_brain = -(labels * logits.T.log_softmax(dim=1)).sum(dim=1).mean()
-    return (brain_to_image + image_to_brain) / 2
+    wide = labels
+    if negatives is not None:
+        pool = torch.cat((targets, negatives))
+        wide = (targets @ pool.T / temperature).softmax(dim=1)
+    forward = brain_to_image(predictions, targets, wide, temperature, negatives)
+    return (forward + image_to_brain(predictions, targets, labels, temperature)) / 2

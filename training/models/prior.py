@@ -111,7 +111,7 @@ class PriorNetwork(nn.Module):
         noised : Tensor of shape (B, T, D), scaled units
         step : LongTensor of shape (B,)
         brain : Tensor of shape (B, T, D)
-            The backbone's tokens in the same units.
+            The backbone's tokens, as they are.
         drop_brain : bool Tensor of shape (B,), optional
             Rows whose brain is replaced by a learned null, for classifier-free guidance
             (Ho & Salimans 2022, arXiv:2207.12598).

@@ -130,7 +130,7 @@ def brain(
 ) -> tuple[Brain, Path]:
     """A linear subject, and a small run on it."""
     made = make_brain(noise=0.1)
-    train(made.subject, made.targets, small_recipe(), tmp_path / "run")
+    train([made.subject], made.targets, small_recipe(), tmp_path / "run")
     return made, tmp_path / "run"
 
 

@@ -10,39 +10,45 @@ from training.recipe import Recipe
 
 def test_counts_follow_the_arithmetic_of_the_layers(small_recipe: Callable[..., Recipe]) -> None:
     counts = summarize_parameters(
-        small_recipe("model.n_blocks=2", "prior.depth=0"), n_voxels=50, tokens=2, dim=12
+        small_recipe("model.n_blocks=2", "prior=none"), n_voxels=[50, 7], tokens=2, dim=12
     )
-    assert counts["voxel_layer"] == 50 * 24 + 24
-    assert counts["blocks"] == 2 * (2 * 24 + 24 * 24 + 24)
-    assert counts["head"] == 24 * 24 + 24
+    assert counts["voxel_layers"] == 50 * 24 + 24 + 7 * 24 + 24
+    assert counts["trunk"] == 2 * (2 * 24 + 24 * 24 + 24) + 24 * 24 + 24
     assert counts["projector"] == 2 * 12 + (12 * 16 + 16) + 32 + (16 * 16 + 16) + 32 + (
         16 * 12 + 12
     )
-    assert counts["prior"] == 0
+    assert "prior" not in counts
     assert counts["total"] == sum(n for name, n in counts.items() if name != "total")
-
-
-def test_the_full_size_model_is_counted_without_being_made(
-    small_recipe: Callable[..., Recipe],
-) -> None:
-    recipe = small_recipe(
-        "model.latent_dim=4096",
-        "model.n_blocks=4",
-        "model.projector_dim=2048",
-        "prior.width=768",
-        "prior.depth=6",
-        "prior.n_heads=12",
-    )
-    counts = summarize_parameters(recipe, n_voxels=15724, tokens=257, dim=768)
-    assert counts["head"] == 808_649_472  # MindEye, subject 1 (arXiv:2305.18274, code)
-    assert counts["projector"] == 7_354_624
 
 
 def test_retrieval_is_the_projected_tokens_flattened(small_recipe: Callable[..., Recipe]) -> None:
     torch.manual_seed(0)
-    model = build_model(small_recipe(), n_voxels=50, tokens=2, dim=12).eval()
+    model = build_model(small_recipe(), n_voxels=[50], tokens=2, dim=12).eval()
     torch.nn.init.normal_(model.projector.correct[-1].weight)
-    tokens, retrieval = model(torch.randn(3, 50))
+    tokens, retrieval = model([torch.randn(3, 50)])
     assert tokens.shape == (3, 2, 12)
     torch.testing.assert_close(retrieval, model.projector(tokens).reshape(3, 24))
     assert count_parameters(model)["total"] == sum(p.numel() for p in model.parameters())
+
+
+def test_subjects_pass_through_layers_of_their_own(small_recipe: Callable[..., Recipe]) -> None:
+    torch.manual_seed(0)
+    model = build_model(small_recipe(), n_voxels=[50, 7], tokens=2, dim=12).eval()
+    first, second = torch.randn(3, 50), torch.randn(2, 7)
+    tokens, retrieval = model([first, second])
+    for subject, voxels, rows in ((0, first, slice(0, 3)), (1, second, slice(3, 5))):
+        own_tokens, own_retrieval = model.decode(voxels, subject)
+        torch.testing.assert_close(own_tokens, tokens[rows])
+        torch.testing.assert_close(own_retrieval, retrieval[rows])
+    torch.testing.assert_close(
+        tokens[3:], model.trunk(model.voxel_layers[1](second)), rtol=0, atol=1e-6
+    )
+
+
+def test_voxel_gain_scales_the_initial_voxel_layers(small_recipe: Callable[..., Recipe]) -> None:
+    def weight(gain: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        recipe = small_recipe(f"model.voxel_gain={gain}")
+        return build_model(recipe, n_voxels=[9], tokens=1, dim=4).voxel_layers[0].weight
+
+    torch.testing.assert_close(weight(0.1), 0.1 * weight(1.0))

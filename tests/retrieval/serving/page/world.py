@@ -64,7 +64,7 @@ def make_world(folder: Path) -> World:
     runs = []
     for seed in (0, 1):
         runs.append(folder / f"run{seed}")
-        train(subject, targets, load_recipe("tiny", (*SMALL, f"train.seed={seed}")), runs[-1])
+        train([subject], targets, load_recipe("tiny", (*SMALL, f"train.seed={seed}")), runs[-1])
     return World(
         pictures=pictures,
         drawn=_index(targets, folder / "drawn", "ivf-rabitq"),
