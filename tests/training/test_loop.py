@@ -11,15 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from index_builder.embeddings.artefact import read_manifest, sha256_file, verify_files
 from training.checkpoint import Run
+from training.epochs import Training
 from training.errors import DivergedError, RunError
 from training.loop import train
 from training.processes import resolve_device
 from training.recipe import Recipe
+from training.study import Study
+from training.validation import identify_validation
 
 Maker = Callable[..., Any]
 LEARNABLE = ("train.epochs=30", "prior=none", "train.learning_rate=0.01")
@@ -210,3 +214,86 @@ def test_cuda_learns_what_the_cpu_learns(
 
 def model_hash(run: Path) -> str:
     return sha256_file(run / "model.safetensors")
+
+
+def test_training_stops_when_validation_gets_no_better_and_keeps_the_best(
+    make_brain: Maker, small_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    brain = make_brain(noise=2.0)
+    patient = ("train.patience=3", "train.epochs=40", "prior=none", "train.learning_rate=0.03")
+    summary = train([brain.subject], brain.targets, small_recipe(*patient), tmp_path / "run")
+    scores = [line["validation"]["score"] for line in metrics_of(tmp_path / "run")]
+    assert summary.kept_epoch == int(np.argmax(scores)) == len(scores) - 4
+    assert summary.n_epochs == len(scores) < 40
+    assert summary.validation == metrics_of(tmp_path / "run")[summary.kept_epoch]["validation"]
+    # Its weights are those of that epoch: a run that ends there has the same.
+    study = Study([brain.subject], brain.targets, small_recipe().data, seed=0)
+    kept = Run.open(tmp_path / "run").model
+    again = identify_validation(kept, study, batch_size=16, device=torch.device("cpu"))
+    assert again == summary.validation
+    blind = make_brain("blind", n_validation=0)
+    with pytest.raises(RunError, match=r"train\.patience needs validation images"):
+        train([blind.subject], blind.targets, small_recipe(*patient), tmp_path / "blind")
+
+
+def test_an_average_of_the_weights_is_kept_and_survives_a_resume(
+    make_brain: Maker, small_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    brain = make_brain()
+    recipe = small_recipe("train.ema_decay=0.9")
+    train([brain.subject], brain.targets, recipe, tmp_path / "whole")
+    train([brain.subject], brain.targets, small_recipe(), tmp_path / "last")
+    assert model_hash(tmp_path / "whole") != model_hash(tmp_path / "last")
+    stopping = pytest.MonkeyPatch()
+    with stopping.context() as patch:
+        run_epoch = Training.run_epoch
+
+        def interrupted(training: Training, epoch: int, root: Path) -> dict[str, Any]:
+            if epoch == 2:
+                raise KeyboardInterrupt
+            return run_epoch(training, epoch, root)
+
+        patch.setattr(Training, "run_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train([brain.subject], brain.targets, recipe, tmp_path / "resumed")
+    train([brain.subject], brain.targets, recipe, tmp_path / "resumed", resume=True)
+    assert model_hash(tmp_path / "whole") == model_hash(tmp_path / "resumed")
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_learns_as_well(
+    make_brain: Maker, small_recipe: Callable[..., Recipe], tmp_path: Path, precision: str
+) -> None:
+    brain = make_brain(tokens=2)
+    recipe = small_recipe(
+        "train.epochs=30", "train.learning_rate=0.01", f"train.precision={precision}"
+    )
+    summary = train([brain.subject], brain.targets, recipe, tmp_path / "run")
+    assert summary.validation is not None and summary.validation["brain_to_image_top1"] > 0.8
+
+
+def test_tensorboard_gets_every_number_of_every_epoch(
+    make_brain: Maker, small_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    brain = make_brain()
+    board = tmp_path / "board"
+    train([brain.subject], brain.targets, small_recipe(), tmp_path / "run", tensorboard=board)
+    events = EventAccumulator(str(board)).Reload()
+    lines = metrics_of(tmp_path / "run")
+    for name in ("contrastive_loss", "prior_loss", "learning_rate"):
+        found = events.Scalars(name)
+        assert [event.step for event in found] == [0, 1, 2, 3]
+        assert [event.value for event in found] == pytest.approx([line[name] for line in lines])
+    found = events.Scalars("validation/brain_to_image_top1")
+    assert found[-1].value == pytest.approx(lines[-1]["validation"]["brain_to_image_top1"])
+
+
+def test_more_negatives_than_images_are_refused(
+    make_brain: Maker, small_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    brain = make_brain()
+    with pytest.raises(RunError, match="ask for 66 images a step, and there are 60 training"):
+        recipe = small_recipe("loss.extra_negatives=50")
+        train([brain.subject], brain.targets, recipe, tmp_path / "run")

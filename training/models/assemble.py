@@ -209,13 +209,13 @@ def _trunk_and_projector(
         case LinearStartRecipe():
             head: nn.Module
             if isinstance(model.head, FactoredHeadRecipe):
-                head = FactoredHead(
-                    model.latent_dim,
-                    tokens,
-                    dim,
-                    rank=model.head.rank,
-                    channels=model.head.channels,
-                )
+                rank, channels = model.head.rank, model.head.channels
+                if rank > tokens or channels > dim:
+                    raise RunError(
+                        f"recipe fields model.head.rank and channels are {rank} and {channels}, "
+                        f"and the targets are {tokens} x {dim}; neither can be larger. Lower them."
+                    )
+                head = FactoredHead(model.latent_dim, tokens, dim, rank=rank, channels=channels)
             else:
                 head = DenseHead(model.latent_dim, tokens, dim)
             trunk = LinearStartTrunk(

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 
+from training.errors import RunError
 from training.models.assemble import build_model, count_parameters, summarize_parameters
-from training.recipe import Recipe
+from training.recipe import Recipe, load_recipe
 
 
 def test_counts_follow_the_arithmetic_of_the_layers(small_recipe: Callable[..., Recipe]) -> None:
@@ -52,3 +54,14 @@ def test_voxel_gain_scales_the_initial_voxel_layers(small_recipe: Callable[..., 
         return build_model(recipe, n_voxels=[9], tokens=1, dim=4).voxel_layers[0].weight
 
     torch.testing.assert_close(weight(0.1), 0.1 * weight(1.0))
+
+
+def test_a_head_larger_than_its_targets_is_refused() -> None:
+    with pytest.raises(RunError, match=r"are 16 and 192, and the targets are 4 x 768"):
+        build_model(load_recipe("light"), n_voxels=[50], tokens=4, dim=768)
+
+
+def test_the_prior_of_one_token_is_for_one_token() -> None:
+    with pytest.raises(RunError, match=r"'mindeye_final' is of one token, and the targets have 2"):
+        recipe = load_recipe("mindeye_final", ("model.latent_dim=8",))
+        build_model(recipe, n_voxels=[50], tokens=2, dim=768)
