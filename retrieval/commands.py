@@ -23,11 +23,26 @@ HOME = Path(__file__).resolve().parents[1]
     "--images", type=EXISTING, help="Your own photographs instead of OpenMoji's drawings."
 )
 @click.option("--real", type=EXISTING, help="Real fMRI instead: Miyawaki 2008, file or folder.")
+@click.option("--recipe", "recipe_name", help="With --real: train by another recipe than figures.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="With --real: change a field of the recipe; may be repeated.",
+)
 @click.option("--control", is_flag=True, help="Train again on shuffled labels; must be at chance.")
 @seed_option
 @json_option
 def demo(
-    out: Path, images: Path | None, real: Path | None, control: bool, seed: int, as_json: bool
+    out: Path,
+    images: Path | None,
+    real: Path | None,
+    recipe_name: str | None,
+    overrides: tuple[str, ...],
+    control: bool,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """Run the main job end to end into OUT (default: demo): brain activity in, ranked images out.
 
@@ -38,15 +53,20 @@ def demo(
     Example:  voxseek demo
               voxseek demo mine --images ~/photographs
               voxseek demo real --real V1_mean_figure.mat
+              voxseek demo ridge --real V1_mean_figure.mat --recipe linear
     """
     if real is not None:
         if images is not None or control:
             raise click.UsageError("--real brings its own images and controls.")
-        from .demo.real import run_real_demo
+        from .demo.real import RECIPE, run_real_demo
 
-        told = run_real_demo(out, real, seed=seed)
+        told = run_real_demo(
+            out, real, seed=seed, recipe_name=recipe_name or RECIPE, overrides=overrides
+        )
         emit(told.to_dict(), as_json, told.lines())
         return
+    if recipe_name is not None or overrides:
+        raise click.UsageError("--recipe and --set go with --real; the simulated demo has its own.")
     from .demo.simulated import run_demo
 
     report = run_demo(out, images=images, seed=seed, control=control)

@@ -8,7 +8,7 @@ from where everything goes as for any other brain.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,14 @@ class RealDemoReport:
         yield f"next:    voxseek bench nway {self.out / 'predictions'} {self.out / 'targets'}"
 
 
-def run_real_demo(out: Path, source: Path, *, seed: int = 0) -> RealDemoReport:
+def run_real_demo(
+    out: Path,
+    source: Path,
+    *,
+    seed: int = 0,
+    recipe_name: str = RECIPE,
+    overrides: Sequence[str] = (),
+) -> RealDemoReport:
     """Run the main job on Miyawaki 2008's figures into ``out``, or finish an interrupted one.
 
     Parameters
@@ -102,6 +109,10 @@ def run_real_demo(out: Path, source: Path, *, seed: int = 0) -> RealDemoReport:
     source : Path
         ``V1_mean_figure.mat``, or the folder that holds it.
     seed : int
+    recipe_name : str
+        What every fold is trained with.
+    overrides : sequence of str
+        Changes to the recipe, as in `load_recipe`.
 
     Raises
     ------
@@ -110,8 +121,9 @@ def run_real_demo(out: Path, source: Path, *, seed: int = 0) -> RealDemoReport:
     SourceError
         If ``source`` is not that set.
     """
-    stages = Stages(out, {"real": str(source.resolve()), "seed": seed})
-    recipe = load_recipe(RECIPE, [f"train.seed={seed}"])
+    recipe = load_recipe(recipe_name, [f"train.seed={seed}", *overrides])
+    options = {"real": str(source.resolve()), "seed": seed, "recipe": recipe.to_dict()}
+    stages = Stages(out, options)
     subjects = [_import(stages, source, figure) for figure in range(N_FIGURES)]
     targets = _embed_figures(stages, subjects[0])
     for subject in subjects:
