@@ -13,9 +13,9 @@ from index_builder.embeddings.space import EmbeddingSpace
 from .errors import RunError
 from .models.assemble import build_model
 from .recipe import Recipe
-from .recipe_schema import RidgeRecipe
 from .ridge import fit_ridge
 from .samples import average_batches
+from .schema.train import RidgeRecipe
 from .study import Study
 from .validation import identify_validation
 

@@ -19,13 +19,9 @@ from .models.assemble import BrainModel, LowLevelModel, build_model, count_param
 from .objectives.low_level import LowLevelObjective
 from .objectives.retrieval import RetrievalObjective
 from .recipe import Recipe, load_recipe
-from .recipe_schema import (
-    AdamWRecipe,
-    ContrastiveRecipe,
-    LatentLossRecipe,
-    MindEyeFinalPriorRecipe,
-    MindEyePriorRecipe,
-)
+from .schema.loss import ContrastiveRecipe, LatentLossRecipe
+from .schema.prior import MindEyeFinalPriorRecipe, MindEyePriorRecipe
+from .schema.train import AdamWRecipe
 
 # Subject 1 of NSD as MindEye trains on it (arXiv:2305.18274, code): what sizes are told for.
 NSD_VOXELS, NSD_IMAGES, NSD_REPEATS = 15_724, 8_859, 3

@@ -24,8 +24,9 @@ from .objectives.contract import Objective
 from .objectives.low_level import LowLevelObjective, TeacherFeatures
 from .objectives.retrieval import Labels, RetrievalObjective
 from .recipe import Recipe
-from .recipe_schema import AdamWRecipe, ContrastiveRecipe, LatentLossRecipe
 from .samples import Batch
+from .schema.loss import ContrastiveRecipe, LatentLossRecipe
+from .schema.train import AdamWRecipe
 from .study import Study
 from .validation import compare_validation, identify_validation, on_device
 

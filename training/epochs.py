@@ -28,8 +28,8 @@ from .models.head import FactoredHead, start_from_targets
 from .optim import Optimization
 from .processes import Processes
 from .recipe import Recipe
-from .recipe_schema import AdamWRecipe
 from .samples import count_batches, draw_batches
+from .schema.train import AdamWRecipe
 from .step import Piece, Stepper
 from .study import Study
 from .validation import on_device

@@ -47,7 +47,7 @@ from .errors import RunError
 from .models.assemble import summarize_parameters
 from .processes import Processes
 from .recipe import Recipe, load_recipe
-from .recipe_schema import AdamWRecipe, RidgeRecipe
+from .schema.train import AdamWRecipe, RidgeRecipe
 from .study import Study
 from .subjects.subject import Subject
 

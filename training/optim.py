@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from .models.assemble import BrainModel, LowLevelModel
-from .recipe_schema import AdamWRecipe
+from .schema.train import AdamWRecipe
 
 # First and last learning rate, as a fraction of the peak: those of MindEye
 # (Scotti et al. 2023, arXiv:2305.18274, code; 1/25 is PyTorch's default).

@@ -1,6 +1,6 @@
 """Recipes: everything that a training run was told, typed, checked, and stored with the run.
 
-The dataclasses of `recipe_schema` are the schema and a TOML file is the filled form: complete,
+The dataclasses of ``training/schema`` are the schema and a TOML file is the filled form: complete,
 without defaults or inheritance, so that one file says all. A section that may be absent is a part
 of the model that may be absent. An unknown field, a missing field, a wrong type or a value out of
 range is an error that names the field.
@@ -18,23 +18,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import RecipeError
-from .recipe_schema import (
-    AdamWRecipe,
-    ContrastiveRecipe,
-    DataRecipe,
-    LatentLossRecipe,
-    LinearSkipPriorRecipe,
-    LinearStartRecipe,
-    LowLevelRecipe,
-    MindEye2Recipe,
-    MindEyeFinalPriorRecipe,
-    MindEyePriorRecipe,
-    MindEyeRecipe,
-    RidgeRecipe,
-    TargetRecipe,
-    check_ranges,
-    parse_memory,
-)
+from .schema.data import DataRecipe, TargetRecipe
+from .schema.loss import ContrastiveRecipe, LatentLossRecipe
+from .schema.model import LinearStartRecipe, LowLevelRecipe, MindEye2Recipe, MindEyeRecipe
+from .schema.prior import LinearSkipPriorRecipe, MindEyeFinalPriorRecipe, MindEyePriorRecipe
+from .schema.ranges import check_ranges, parse_memory
+from .schema.train import AdamWRecipe, RidgeRecipe
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
 _ABSENT = "none"  # the value of an override that leaves a section out

@@ -12,8 +12,8 @@ from index_builder.embeddings.reader import EmbeddingFolder
 
 from .errors import RunError
 from .normalization import SessionStatistics, fit_statistics
-from .recipe_schema import DataRecipe
 from .samples import Samples, TargetTable, TrialTable
+from .schema.data import DataRecipe
 from .subjects.subject import Subject
 
 logger = logging.getLogger("voxseek")

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ..recipe_schema import ContrastiveRecipe
+from ..schema.loss import ContrastiveRecipe
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..diffusion.schedule import NoiseSchedule
-from ..recipe_schema import ChainRecipe, MindEyeFinalPriorRecipe, MindEyePriorRecipe
+from ..schema.prior import ChainRecipe, MindEyeFinalPriorRecipe, MindEyePriorRecipe
 
 
 @dataclass(frozen=True)

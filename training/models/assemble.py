@@ -9,15 +9,17 @@ from torch import Tensor, nn
 
 from ..errors import RunError
 from ..recipe import Recipe
-from ..recipe_schema import (
+from ..schema.model import (
     FactoredHeadRecipe,
-    LinearSkipPriorRecipe,
     LinearStartRecipe,
     LowLevelRecipe,
     MindEye2Recipe,
+    MindEyeRecipe,
+)
+from ..schema.prior import (
+    LinearSkipPriorRecipe,
     MindEyeFinalPriorRecipe,
     MindEyePriorRecipe,
-    MindEyeRecipe,
     PriorRecipe,
 )
 from .head import DenseHead, FactoredHead

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..losses.low_level import latent_l1_loss, soft_contrastive_loss
 from ..losses.prior import Draws
 from ..models.assemble import LowLevelModel
-from ..recipe_schema import LatentLossRecipe
+from ..schema.loss import LatentLossRecipe
 from .contract import Objective
 from .precision import forward_dtype
 

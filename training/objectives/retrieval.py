@@ -19,7 +19,8 @@ from ..losses.phases import Phase
 from ..losses.prior import Draws, draw, prior_loss
 from ..losses.softclip import softclip_loss
 from ..models.assemble import BrainModel
-from ..recipe_schema import ChainRecipe, ContrastiveRecipe
+from ..schema.loss import ContrastiveRecipe
+from ..schema.prior import ChainRecipe
 from .contract import Objective
 from .precision import forward_dtype
 
