@@ -44,16 +44,21 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
 
 
 def row_norms(rows: np.ndarray) -> np.ndarray:
-    """Return Euclidean norms (n,), float32, of rows (n, width); never below 1e-30."""
+    """Return Euclidean norms (n,), float32, of rows (n, width); never below 1e-30.
+
+    A norm that float32 can't hold is infinite.
+    """
     squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-    norms: np.ndarray = np.maximum(np.sqrt(squares), SMALLEST_NORM).astype(np.float32)
+    with np.errstate(over="ignore"):
+        norms: np.ndarray = np.maximum(np.sqrt(squares), SMALLEST_NORM).astype(np.float32)
     return norms
 
 
 def has_direction(rows: np.ndarray) -> np.ndarray:
-    """Tell which rows (n, width) are finite and longer than 1e-12: bool, (n,)."""
+    """Tell which rows (n, width) are finite and of a length in (1e-12, inf): bool, (n,)."""
     is_sound: np.ndarray = np.isfinite(rows).all(axis=1)
-    is_sound[is_sound] = row_norms(rows[is_sound]) > _SHORTEST
+    norms = row_norms(rows[is_sound])
+    is_sound[is_sound] = (norms > _SHORTEST) & (norms < np.inf)
     return is_sound
 
 

@@ -55,8 +55,7 @@ def merge_nearest(found: Sequence[Found], k: int) -> Found:
     rows = np.concatenate([each for _, each in found], axis=1)
     distances = np.where(rows < 0, np.inf, distances)
     order = np.lexsort((rows, distances), axis=1)[:, :k]
-    missing = (0, 0), (0, k - order.shape[1])
-    return (
-        np.pad(np.take_along_axis(distances, order, axis=1), missing, constant_values=np.inf),
-        np.pad(np.take_along_axis(rows, order, axis=1), missing, constant_values=-1),
-    )
+    best = np.full((len(rows), k), np.inf, distances.dtype), np.full((len(rows), k), -1, rows.dtype)
+    for array, chosen in zip((distances, rows), best, strict=True):
+        chosen[:, : order.shape[1]] = np.take_along_axis(array, order, axis=1)
+    return best

@@ -123,7 +123,7 @@ def _float32_cosines(unit: np.ndarray, taken: np.ndarray, places: np.ndarray) ->
     norms = np.empty(len(taken), np.float32)
 
     def widen(start: int, stop: int) -> None:
-        widened[start:stop] = rows = to_float32(taken[start:stop])
+        rows = to_float32(taken[start:stop], out=widened[start:stop])
         norms[start:stop] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
 
     in_threads(widen, len(taken), _BLOCK_ROWS)

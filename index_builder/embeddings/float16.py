@@ -10,32 +10,40 @@ import numpy as np
 
 _BLOCK_VALUES = 1 << 17  # 512 KiB as float32: all four passes stay in the processor's cache
 _SIGN_AND_MAGNITUDE = np.uint32(0x8FFF_E000).view(np.int32)
-_INFINITY = 0x7C00
+_INFINITY, _MINUS_INFINITY = 0x7C00, 0xFC00
 
 
-def to_float32(array: np.ndarray) -> np.ndarray:
+def to_float32(array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Return floats as float32, themselves where they are float32 already.
 
     Parameters
     ----------
     array : ndarray of any shape, float16, float32 or float64
+    out : ndarray of the same shape, float32, contiguous, or None
+        Where they are written; None: where they are, or somewhere new.
 
     Returns
     -------
     array : ndarray of the same shape, float32
-        Equal to ``array.astype(np.float32)``, NaN, infinity and negative zero included.
+        Equal to ``array.astype(np.float32)``, NaN, infinity and negative zero included; ``out`` if
+        that was given.
     """
     if array.dtype != np.float16:
-        return array.astype(np.float32, copy=False)
-    halves = np.ascontiguousarray(array).reshape(-1)
-    out = np.empty(halves.shape, np.float32)
+        if out is None:
+            return array.astype(np.float32, copy=False)
+        out[...] = array
+        return out
+    if out is None:
+        out = np.empty(array.shape, np.float32)
+    halves, flat = np.ascontiguousarray(array).reshape(-1), out.reshape(-1)
     for start in range(0, halves.size, _BLOCK_VALUES):
         block = halves[start : start + _BLOCK_VALUES]
-        widened = out[start : start + _BLOCK_VALUES]
+        widened = flat[start : start + _BLOCK_VALUES]
         widen_finite(block, widened)
-        if (block.view(np.uint16) & 0x7FFF).max() >= _INFINITY:
+        largest, smallest = block.view(np.int16).max(), block.view(np.uint16).max()
+        if largest >= _INFINITY or smallest >= _MINUS_INFINITY:  # or NaN, of either sign
             widened[:] = block
-    return out.reshape(array.shape)
+    return out
 
 
 def widen_finite(halves: np.ndarray, out: np.ndarray) -> None:

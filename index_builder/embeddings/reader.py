@@ -7,6 +7,7 @@ which halves the traffic of the billions of rows that only a quantizer will look
 from __future__ import annotations
 
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -17,14 +18,17 @@ import pyarrow as pa
 from .batches import EmbeddingBatch, read_batches
 from .errors import EmbeddingError, RowRangeError
 from .layout import MODALITIES
+from .mapped_reads import read_mapped
 from .opening import Part, inspect_folder
 from .space import EmbeddingSpace
 from .storage import open_storage
 
 __all__ = ["EmbeddingBatch", "EmbeddingFolder", "Part"]
 
-# Handing rows to a thread costs as much as copying this many that are in memory already.
-_FEWEST_ROWS_OF_A_THREAD = 64
+# Of a local folder: by so many rows it shows whether they are in memory ...
+_FIRST_ROWS = 24
+# ... and if they are, so many are sooner copied by one thread than handed to several.
+_MOST_ROWS_IN_TURN = 512
 
 
 class EmbeddingFolder:
@@ -75,7 +79,7 @@ class EmbeddingFolder:
         self.dtype = self.parts[0].vectors.dtype
         self.schema = contents.schema
         self.columns: tuple[str, ...] = tuple(self.schema.names)
-        self._part_starts = np.array([part.row_start for part in self.parts])
+        self._part_bounds = np.array([part.row_start for part in self.parts] + [self.n_rows])
         self._pool: ThreadPoolExecutor | None = None
         self._pool_process = os.getpid()
 
@@ -186,18 +190,28 @@ class EmbeddingFolder:
         """
         wanted = check_rows(rows, self.n_rows, self.path)
         out = np.empty((len(wanted), self.space.width), self.dtype)
-        fewest_rows = _FEWEST_ROWS_OF_A_THREAD if self.is_local else 1
-        step = max(fewest_rows, -(-len(wanted) // self._storage.n_threads))
-        futures = []
+        chosen, starts = [], [0]
         for part, local_rows, places in self._by_part(wanted):
-            if len(wanted) <= fewest_rows or not part.vectors.has_random_access:
+            if part.vectors.has_random_access:
+                chosen.append((part.vectors, local_rows, places))
+                starts.append(starts[-1] + len(places))
+            else:
                 part.vectors.take_into(local_rows, out, places)
-                continue
-            for i in range(0, len(places), step):
-                chunk = local_rows[i : i + step], out, places[i : i + step]
-                futures.append(self._take_pool().submit(part.vectors.take_into, *chunk))
-        for future in futures:
-            future.result()
+
+        def read(start: int, stop: int) -> None:
+            for i in range(bisect_right(starts, start) - 1, bisect_left(starts, stop)):
+                vectors, local_rows, places = chosen[i]
+                piece = slice(max(0, start - starts[i]), stop - starts[i])
+                vectors.take_into(local_rows[piece], out, places[piece])
+
+        is_in_turn = self.is_local and len(wanted) <= _MOST_ROWS_IN_TURN
+        read_mapped(
+            read,
+            starts[-1],
+            self._take_pool,
+            n_threads=self._storage.n_threads,
+            n_first=_FIRST_ROWS if is_in_turn else 0,
+        )
         return out.reshape(-1, *self.space.row_shape)
 
     def release(self) -> None:
@@ -279,10 +293,10 @@ class EmbeddingFolder:
         """Yield each part that holds some of the rows, their numbers in it sorted, their places."""
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
-        bounds = np.searchsorted(ordered, np.append(self._part_starts, self.n_rows))
-        for i in np.flatnonzero(np.diff(bounds)):
+        bounds = np.searchsorted(ordered, self._part_bounds)
+        for i in np.flatnonzero(bounds[1:] > bounds[:-1]):
             span = slice(bounds[i], bounds[i + 1])
-            yield self.parts[i], ordered[span] - self._part_starts[i], order[span]
+            yield self.parts[i], ordered[span] - self._part_bounds[i], order[span]
 
     def _select(self, columns: Sequence[str] | None) -> Any:
         if not self.columns:

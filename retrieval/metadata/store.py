@@ -7,14 +7,17 @@ hundred pages or so of each column.
 from __future__ import annotations
 
 import mmap
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from index_builder.embeddings.mapped_reads import read_mapped
 from index_builder.metadata import BATCH_ROWS, METADATA_FILE
 from index_builder.shards import Shard
 from index_builder.threads import Pool
@@ -26,8 +29,12 @@ _N_THREADS = 16
 # The system reads ahead of a page that is missed. Files of this size together are soon read as a
 # whole that way; of larger ones, only the pages that rows are on shall be.
 _READ_AHEAD_BYTES = 1 << 28
+# By the rows of so many record batches it shows whether pages are in memory.
+_FIRST_BATCHES = 2
 # So few rows of a record batch are quicker sliced, one by one, than gathered.
 _FEW_ROWS = 4
+# What tells where the columns of a record batch are in the file: a few kilobytes each.
+_KEPT_BATCHES = 1024
 
 
 class MetadataStore:
@@ -54,7 +61,14 @@ class MetadataStore:
         self._scattered = self._scanned
         if sum(path.stat().st_size for path in paths) > _READ_AHEAD_BYTES:
             self._scattered = [pa.ipc.open_file(_map_for_scattered_reads(path)) for path in paths]
-        self._row_starts = np.asarray(row_starts, np.int64)
+        self._row_starts = list(row_starts)
+        counts = [reader.num_record_batches for reader in self._scanned]
+        self._first_batches = [0, *accumulate(counts)]
+        firsts = zip(self._row_starts, counts, strict=True)
+        self._batch_starts = np.array(
+            [start + BATCH_ROWS * i for start, count in firsts for i in range(count)], np.int64
+        )
+        self._batch = lru_cache(_KEPT_BATCHES)(self._read_batch)
         self._schema = self._scanned[0].schema if self._scanned else pa.schema([])
         self._pool = Pool(_N_THREADS)
         self.n_rows = n_rows
@@ -82,38 +96,42 @@ class MetadataStore:
             If there is no such row or column.
         """
         wanted = np.asarray(rows, np.int64)
-        schema = self._schema_of(self.columns if columns is None else columns)
+        names = self._known(self.columns if columns is None else columns)
         outside = (wanted < 0) | (wanted >= self.n_rows)
         if outside.any():
             raise SearchError(
                 f"row {wanted[outside][0]} was asked for, and the index has rows 0 to "
                 f"{self.n_rows - 1}."
             )
-        if not len(schema) or not len(wanted):
-            return schema.empty_table()
-        order = np.argsort(wanted, kind="stable")
-        shards = np.searchsorted(self._row_starts, wanted[order], side="right") - 1
-        batches, places = np.divmod(wanted[order] - self._row_starts[shards], BATCH_ROWS)
-        starts = np.flatnonzero(np.diff(shards, prepend=-1) | np.diff(batches, prepend=-1))
+        if not names or not len(wanted):
+            return self.empty_table(names)
+        batches = np.searchsorted(self._batch_starts, wanted, side="right") - 1
+        order = np.argsort(batches, kind="stable")
+        batches, places = batches[order], (wanted - self._batch_starts[batches])[order]
+        starts = np.flatnonzero(batches[1:] != batches[:-1]) + 1
+        runs = list(pairwise([0, *starts.tolist(), len(order)]))
 
-        runs = list(pairwise([*starts.tolist(), len(order)]))
-        n_shares = min(_N_THREADS, len(runs))
-
-        def gather(share: int) -> Any:
-            first, last = (len(runs) * each // n_shares for each in (share, share + 1))
+        def gather(first: int, last: int) -> Any:
             pieces = []
             for start, stop in runs[first:last]:
-                batch = self._scattered[shards[start]].get_batch(int(batches[start]))
-                chosen = batch.select(schema.names)
+                chosen = self._batch(int(batches[start])).select(names)
                 if stop - start < _FEW_ROWS:
                     pieces += [chosen.slice(place, 1) for place in places[start:stop].tolist()]
                 else:
                     pieces.append(chosen.take(pa.array(places[start:stop])))
             # A slice is read when it is copied: here, beside the others.
-            return pa.Table.from_batches(pieces, schema).combine_chunks()
+            return pa.Table.from_batches(pieces).combine_chunks()
 
-        table = pa.concat_tables(self._pool.threads.map(gather, range(n_shares)))
-        return table.combine_chunks().take(pa.array(np.argsort(order)))
+        tables = read_mapped(
+            gather,
+            len(runs),
+            lambda: self._pool.threads,
+            n_threads=_N_THREADS,
+            n_first=_FIRST_BATCHES,
+        )
+        table = pa.concat_tables(tables).combine_chunks()
+        # The rows of one batch are in the order asked already.
+        return table.take(pa.array(np.argsort(order))) if len(runs) > 1 else table
 
     def iter_tables(
         self, columns: Sequence[str], *, n_batches: int
@@ -133,8 +151,7 @@ class MetadataStore:
             If there is no such column.
         """
         schema = self._schema_of(columns)
-        for reader, row_start in zip(self._scanned, self._row_starts.tolist(), strict=True):
-            start = row_start
+        for reader, start in zip(self._scanned, self._row_starts, strict=True):
             for first in range(0, reader.num_record_batches, n_batches):
                 last = min(first + n_batches, reader.num_record_batches)
                 batches = [reader.get_batch(number) for number in range(first, last)]
@@ -147,14 +164,23 @@ class MetadataStore:
         """Return a `pyarrow.Table` of columns without rows."""
         return self._schema_of(columns).empty_table()
 
-    def _schema_of(self, columns: Sequence[str]) -> Any:
+    def _known(self, columns: Sequence[str]) -> list[str]:
+        """Return names of columns, all of which there are."""
         unknown = [name for name in columns if name not in self.columns]
         if unknown:
             raise SearchError(
                 f"the index has no metadata column {unknown[0]!r}; "
                 f"it has {', '.join(self.columns) or 'none at all'}."
             )
-        return pa.schema([self._schema.field(name) for name in columns])
+        return list(columns)
+
+    def _schema_of(self, columns: Sequence[str]) -> Any:
+        return pa.schema([self._schema.field(name) for name in self._known(columns)])
+
+    def _read_batch(self, number: int) -> Any:
+        """Return a record batch by its number among those of all files."""
+        file = bisect_right(self._first_batches, number) - 1
+        return self._scattered[file].get_batch(number - self._first_batches[file])
 
 
 def _map_for_scattered_reads(path: Path) -> Any:

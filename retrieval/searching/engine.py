@@ -354,15 +354,15 @@ class SearchEngine:
         self, unit: np.ndarray, request: SearchRequest, allowed: RowSet | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return rows, scores and, where asked for, the number of duplicates of each hit."""
+        shapes = request.duplicate_from, request.excluded, request.aesthetic_weight or None
+        if all(each is None for each in shapes):
+            return *self.nearest(unit, request, allowed), None
 
         def nearest(some: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
             n_candidates = request.n_candidates and max(k, request.n_candidates)
             asked = dataclasses.replace(request, k=k, n_candidates=n_candidates)
             return self.nearest(some, asked, allowed)
 
-        shapes = request.duplicate_from, request.excluded, request.aesthetic_weight or None
-        if all(each is None for each in shapes):
-            return *nearest(unit, request.k), None
         return shape_hits(
             nearest,
             self.take,

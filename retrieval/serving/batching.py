@@ -128,9 +128,7 @@ class Batcher:
         if not batch:
             return
         self._is_busy = True
-        loop = asyncio.get_running_loop()
-        running = loop.run_in_executor(self._thread, self._search, batch)
-        running.add_done_callback(lambda done: self._finish(batch, done))
+        self._thread.submit(self._search, batch, asyncio.get_running_loop())
 
     def _take(self) -> list[_Piece]:
         """Take the piece that waits longest, and all that go with it while there is room."""
@@ -148,22 +146,27 @@ class Batcher:
         self._waiting = left
         return batch
 
-    def _search(self, batch: Sequence[_Piece]) -> list[Found]:
+    def _search(self, batch: Sequence[_Piece], loop: asyncio.AbstractEventLoop) -> None:
+        """Search, in the thread, and tell the loop."""
         first = batch[0]
-        vectors = np.concatenate([piece.vectors for piece in batch])
-        started = time.perf_counter()
-        found = self._find(vectors, first.request, first.columns)
-        self._observe(len(vectors), time.perf_counter() - started)
-        return found.split([len(piece.vectors) for piece in batch])
+        try:
+            vectors = np.concatenate([piece.vectors for piece in batch])
+            started = time.perf_counter()
+            found = self._find(vectors, first.request, first.columns)
+            self._observe(len(vectors), time.perf_counter() - started)
+            parts = found.split([len(piece.vectors) for piece in batch])
+        except BaseException as error:  # a panic of a library, too, must not end all searches
+            loop.call_soon_threadsafe(self._finish, batch, error)
+        else:
+            loop.call_soon_threadsafe(self._finish, batch, parts)
 
-    def _finish(self, batch: Sequence[_Piece], done: asyncio.Future[list[Found]]) -> None:
+    def _finish(self, batch: Sequence[_Piece], outcome: Sequence[Found] | BaseException) -> None:
         self._is_busy = False
-        error = done.exception()
         for i, piece in enumerate(batch):
             if piece.answer.done():
                 continue
-            if error is not None:
-                piece.answer.set_exception(error)
+            if isinstance(outcome, BaseException):
+                piece.answer.set_exception(outcome)
             else:
-                piece.answer.set_result(done.result()[i])
+                piece.answer.set_result(outcome[i])
         self._start()

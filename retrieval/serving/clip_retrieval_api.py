@@ -196,7 +196,7 @@ def clip_retrieval_router(service: Service) -> APIRouter:
         found = await service.search(served, vectors, asked, tuple(columns.values()))
         rows = found.rows[0][found.rows[0] >= 0].tolist()
         n_shown = min(body.num_images, len(rows))
-        shown = metadata_lines(found.metadata.slice(0, n_shown), n_shown)
+        shown = found.metadata.slice(0, n_shown)
         lines = await _as_told(service, served, columns, rows[:n_shown], shown)
         lines.extend({} for _ in rows[n_shown:])
         return json_answer(
@@ -224,8 +224,7 @@ def clip_retrieval_router(service: Service) -> APIRouter:
         service.check_rows(served, rows)
         columns = _columns(served)
         table = await service.in_thread(read_metadata, served.engine, rows, tuple(columns.values()))
-        found = metadata_lines(table, len(rows))
-        lines = await _as_told(service, served, columns, body.ids, found)
+        lines = await _as_told(service, served, columns, body.ids, table)
         return json_answer(
             [{"id": row, "metadata": line} for row, line in zip(body.ids, lines, strict=True)]
         )
@@ -253,7 +252,7 @@ def _index(service: Service, name: str | None) -> ServedIndex:
 
 
 async def _query_vector(service: Service, served: ServedIndex, body: KnnBody) -> np.ndarray:
-    """Return the query, (1, width), of norm 1; of several the first of the protocol's order."""
+    """Return the query, (1, width), of any norm; of several the first of the protocol's order."""
     query: Query
     if body.text:
         query = TextQuery(text=body.text)
@@ -262,17 +261,18 @@ async def _query_vector(service: Service, served: ServedIndex, body: KnnBody) ->
     elif body.image_url:
         query = ImageQuery(image=await _fetch(service, body.image_url))
     elif body.embedding_input:
-        query = VectorQuery(vector=body.embedding_input)
+        query = VectorQuery.model_construct(vector=body.embedding_input)  # judged with the body
     else:
         raise Problem(422, "no_queries", "give text, image, image_url or embedding_input.")
-    vectors = unit_rows(await vectors_of(service, served, [query]))
+    vectors = await vectors_of(service, served, [query])
     ratings = service.settings.aesthetic_vectors
     if ratings is None or body.aesthetic_score is None or body.aesthetic_weight is None:
         return vectors
     rating = ratings[body.aesthetic_score]
     if rating.shape != vectors.shape[1:]:  # made for another space
         return vectors
-    return unit_rows(check_vectors(served, vectors + np.float32(body.aesthetic_weight) * rating))
+    turned = unit_rows(vectors) + np.float32(body.aesthetic_weight) * rating
+    return check_vectors(served, turned)
 
 
 async def _fetch(service: Service, url: str) -> str:
@@ -301,10 +301,10 @@ async def _as_told(
     served: ServedIndex,
     columns: Mapping[str, str],
     rows: Sequence[int],
-    lines: Sequence[dict[str, Any]],
+    table: Any,
 ) -> list[dict[str, Any]]:
     """Return lines of metadata under the protocol's names, with the pictures that there are."""
-    told = [{name: line[own] for name, own in columns.items()} for line in lines]
+    told = metadata_lines(table.rename_columns(list(columns)), len(rows))
     if served.has_pictures and PATH_COLUMN in columns:
         pictures = await service.in_thread(_pictures, served, rows)
         for line, picture in zip(told, pictures, strict=True):

@@ -52,6 +52,8 @@ class Found:
 
     def split(self, lengths: Sequence[int]) -> list[Found]:
         """Return the hits of the first ``lengths[0]`` queries, of the next ``lengths[1]``, ..."""
+        if len(lengths) == 1:
+            return [self]
         ends = self.ends
         parts = []
         for start, stop in pairwise(np.cumsum([0, *lengths]).tolist()):

@@ -37,5 +37,6 @@ def test_best_per_query_breaks_ties_by_row_and_pads() -> None:
 
 
 def test_has_direction() -> None:
-    rows = np.array([[1, 0], [0, 0], [np.nan, 1], [np.inf, 1], [1e-20, 0], [1e-6, 0]])
-    np.testing.assert_array_equal(has_direction(rows), [True, False, False, False, False, True])
+    rows = np.array([[1, 0], [0, 0], [np.nan, 1], [np.inf, 1], [1e-20, 0], [1e-6, 0], [3e38, 3e38]])
+    sound = [True, False, False, False, False, True, False]  # the last is longer than float32 holds
+    np.testing.assert_array_equal(has_direction(rows), sound)

@@ -249,7 +249,7 @@ def echo_collection(pickled: bytes) -> tuple[str, list[list[float]]]:
 
 
 def test_a_copy_in_another_process_reads_on(opened: Collection, every_row: np.ndarray) -> None:
-    opened.take(np.arange(N_ROWS).repeat(9))  # threads and maps are in use and can't travel
+    opened.take(np.arange(N_ROWS).repeat(90))  # threads and maps are in use and can't travel
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = pool.map(echo_collection, [pickle.dumps(opened)] * 2)
     assert found == [(opened.fingerprint, every_row[[50, 0]].tolist())] * 2

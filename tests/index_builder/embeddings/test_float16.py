@@ -32,6 +32,25 @@ def test_shapes_and_strides(rng: np.random.Generator) -> None:
         assert to_float32(view).shape == view.shape
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_they_are_written_where_that_is_said(rng: np.random.Generator, dtype: type) -> None:
+    array = rng.standard_normal((7, 5)).astype(dtype)
+    array[3, 2] = -np.inf
+    out = np.zeros((9, 5), np.float32)
+    written = to_float32(array, out=out[1:8])
+    assert written.base is out
+    np.testing.assert_array_equal(out[1:8], array.astype(np.float32))
+    assert not out[[0, 8]].any()
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan, np.copysign(np.nan, -1)])
+def test_one_that_is_not_finite_is_seen_among_many(value: float) -> None:
+    array = np.full(100, -0.0, np.float16)
+    array[77] = value
+    np.testing.assert_array_equal(bits(to_float32(array)), bits(array.astype(np.float32)))
+    assert np.array_equal(to_float32(array)[77], np.float32(value), equal_nan=True)
+
+
 def test_other_floats_are_cast_and_float32_is_not_copied() -> None:
     single = np.ones(3, np.float32)
     assert to_float32(single) is single

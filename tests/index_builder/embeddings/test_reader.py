@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from index_builder.embeddings import batches, vectors
+from index_builder.embeddings import batches, mapped_reads, vectors
 from index_builder.embeddings.errors import (
     ArtefactError,
     EmbeddingError,
@@ -85,15 +85,18 @@ def test_a_reader_that_stops_early_leaves_no_thread(opened: EmbeddingFolder) -> 
     assert threading.active_count() == n_before
 
 
-@pytest.mark.parametrize("n_rows", [0, 1, 63, 64, 65, 5000])
+@pytest.mark.parametrize("n_rows", [0, 1, 24, 25, 512, 513, 5000])
+@pytest.mark.parametrize("n_pages_read", [0.0, float("nan")])
 def test_take_is_indexing(
     opened: EmbeddingFolder,
     arrays: list[np.ndarray],
     rng: np.random.Generator,
     monkeypatch: pytest.MonkeyPatch,
     n_rows: int,
+    n_pages_read: float,
 ) -> None:
     monkeypatch.setattr(vectors, "_TAKEN_BYTES", 3 * 16)  # three rows at once
+    monkeypatch.setattr(mapped_reads, "_n_pages_read", lambda: n_pages_read)  # in turn; in threads
     rows = rng.integers(0, 43, n_rows)
     taken = opened.take(rows)
     np.testing.assert_array_equal(taken, np.concatenate(arrays)[rows])
@@ -435,7 +438,7 @@ class TestOwnFolder:
 def test_a_copy_in_another_process_reads_on(
     opened: EmbeddingFolder, arrays: list[np.ndarray]
 ) -> None:
-    opened.take(np.arange(43).repeat(3))  # threads and maps are in use and can't travel
+    opened.take(np.arange(43).repeat(20))  # threads and maps are in use and can't travel
     copy = pickle.loads(pickle.dumps(opened))
     np.testing.assert_array_equal(copy.take([42]), np.concatenate(arrays)[[42]])
     assert copy.fingerprint == opened.fingerprint

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from index_builder import metadata as metadata_module
+from index_builder.embeddings import mapped_reads
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.manifest import read_index_manifest, shards_of
 from retrieval.errors import SearchError
@@ -82,6 +83,37 @@ def test_how_rows_are_gathered_changes_nothing(
             taken = store.take(rows, columns)
             expected = table.select(columns or table.column_names).take(pa.array(rows))
             assert taken.equals(expected.combine_chunks())
+
+
+def test_rows_of_one_record_batch_come_in_the_order_asked(
+    write_store: Callable[..., MetadataStore], table: Any, rng: np.random.Generator
+) -> None:
+    store = write_store(table)
+    for n_rows in (1, 3, 4, 90):
+        rows = rng.integers(64, 128, n_rows)
+        taken = store.take(rows, ["URL", "width"])
+        expected = table.select(["URL", "width"]).take(pa.array(rows))
+        assert taken.equals(expected.combine_chunks())
+
+
+@pytest.mark.parametrize("n_pages_read", [0.0, float("nan")])
+@pytest.mark.parametrize("n_kept", [0, 1, 1000])
+def test_neither_who_reads_nor_what_is_kept_changes_anything(
+    write_store: Callable[..., MetadataStore],
+    table: Any,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    n_pages_read: float,
+    n_kept: int,
+) -> None:
+    monkeypatch.setattr(mapped_reads, "_n_pages_read", lambda: n_pages_read)
+    monkeypatch.setattr(store_module, "_KEPT_BATCHES", n_kept)
+    table = table.drop_columns(["punsafe"])  # its NaN would equal nothing
+    store = write_store(table)
+    rows = rng.permutation(len(table))
+    for _ in range(2):
+        taken = store.take(rows)
+        assert taken.equals(table.take(pa.array(rows)).combine_chunks())
 
 
 def test_threads_may_share_a_store(

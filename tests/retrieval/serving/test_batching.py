@@ -17,6 +17,10 @@ from retrieval.serving.problems import Problem
 ONE = SearchRequest(1)
 
 
+class Panic(BaseException):
+    """As libraries written in Rust raise it."""
+
+
 class Echo:
     """Finds for a query the row that its first number says; tells what went together."""
 
@@ -25,13 +29,14 @@ class Echo:
         self.may_go = threading.Event()
         self.may_go.set()
         self.has_begun = threading.Event()
+        self.error: type[BaseException] = ValueError
 
     def find(self, vectors: np.ndarray, request: SearchRequest, columns: Any) -> Found:
         self.batches.append(vectors[:, 0].tolist())
         self.has_begun.set()
         assert self.may_go.wait(60)
         if (vectors < 0).any():
-            raise ValueError("below zero")
+            raise self.error("below zero")
         rows = np.repeat(vectors[:, :1].astype(np.int64), request.k, axis=1)
         metadata = pa.table({"row": rows.ravel()})
         zeros = np.zeros(rows.shape, np.int32)
@@ -175,8 +180,10 @@ def test_who_gave_up_is_not_searched_for_and_makes_room() -> None:
     assert echo.batches == [[1], [3]]
 
 
-def test_an_error_reaches_those_who_asked_and_nobody_else() -> None:
+@pytest.mark.parametrize("error", [ValueError, Panic])
+def test_an_error_reaches_those_who_asked_and_nobody_else(error: type[BaseException]) -> None:
     echo = Echo()
+    echo.error = error
 
     async def body(batcher: Batcher) -> Found:
         first = await hold(echo, batcher, 1)
@@ -185,7 +192,7 @@ def test_an_error_reaches_those_who_asked_and_nobody_else() -> None:
         while batcher.n_waiting < 2:
             await asyncio.sleep(0)
         echo.may_go.set()
-        with pytest.raises(ValueError, match="below zero"):
+        with pytest.raises(error, match="below zero"):
             await bad
         await first
         return await good

@@ -96,6 +96,16 @@ def test_an_embedding_of_any_norm_asks_the_same(client: TestClient, world: World
     assert first == knn(client, embedding_input=(32 * query).tolist())
 
 
+def test_similarities_are_the_scores_of_a_search(
+    client: TestClient, engine: SearchEngine, world: World
+) -> None:
+    asked = SearchRequest(5, unsafe_from=0.5, duplicate_from=0.94)
+    for query in np.float32(1.7) * world.queries:
+        hits = knn(client, embedding_input=query.tolist())
+        similarities = np.array([hit["similarity"] for hit in hits], np.float32)
+        assert np.array_equal(similarities, engine.search(query[None], asked).scores[0])
+
+
 def test_the_first_kind_of_query_counts(
     client: TestClient, engine: SearchEngine, world: World
 ) -> None:
