@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -297,3 +298,19 @@ def test_more_negatives_than_images_are_refused(
     with pytest.raises(RunError, match="ask for 66 images a step, and there are 60 training"):
         recipe = small_recipe("loss.extra_negatives=50")
         train([brain.subject], brain.targets, recipe, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on the CPU")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_compiled_model_learns_the_same(
+    make_brain: Maker, small_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    brain = make_brain()
+    for compiled in ("false", "true"):
+        recipe = small_recipe(f"train.compile={compiled}", "train.epochs=2", "model.dropout=0.0")
+        train([brain.subject], brain.targets, recipe, tmp_path / compiled)
+    plain, fused = (Run.open(tmp_path / name).model.state_dict() for name in ("false", "true"))
+    assert plain.keys() == fused.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(fused[name], tensor, rtol=1e-3, atol=1e-4)
