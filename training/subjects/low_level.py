@@ -41,7 +41,7 @@ _FILTERS = _oriented_filters()
 
 
 def low_level_features(path: str | os.PathLike[str]) -> NDArray[np.float32]:
-    """Describe one picture by channels on a grid.
+    """Describe one picture by channels on a grid; see `describe_pixels`.
 
     Parameters
     ----------
@@ -51,14 +51,28 @@ def low_level_features(path: str | os.PathLike[str]) -> NDArray[np.float32]:
     Returns
     -------
     features : float32 array of shape (N_CHANNELS, GRID, GRID)
+    """
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
+    return describe_pixels(np.asarray(small))
+
+
+def describe_pixels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Describe the pixels of one picture by channels on a grid.
+
+    Parameters
+    ----------
+    pixels : uint8 array of shape (SIDE, SIDE, 3), RGB
+
+    Returns
+    -------
+    features : float32 array of shape (N_CHANNELS, GRID, GRID)
         Square root of the amplitude of a complex Gabor response for each spatial frequency
         (4, 8, 16 cycles an image) and orientation (0, 45, 90, 135 degrees of the grating's
         normal), then luminance, red minus green, and blue minus yellow, each in [-1, 1]; all
         averaged over the cell.
     """
-    with Image.open(path) as picture:
-        small = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BOX)
-    rgb = np.asarray(small, dtype=np.float32) / np.float32(255)
+    rgb = pixels.astype(np.float32) / np.float32(255)
     luminance = rgb @ _LUMINANCE
     red_green = rgb[..., 0] - rgb[..., 1]
     blue_yellow = rgb[..., 2] - (rgb[..., 0] + rgb[..., 1]) / 2

@@ -1,4 +1,4 @@
-"""A simulated brain that sees real pictures: a subject folder whose truth is known.
+"""A simulated brain that sees pictures: a subject folder whose truth is known.
 
 Low-level features of the pixels and the targets themselves drive voxels through random, local
 weights and a mild nonlinearity; reliability, regions, repeats and sessions are NSD's. Formulas and
