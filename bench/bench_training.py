@@ -3,8 +3,9 @@
 Each side runs in a process and an environment of its own, on random voxels and targets that are
 given: pictures are not embedded on either side, as they are before each step of the published loop.
 Losses, widths, dropouts, optimizer and prior are the same (SoftCLIP and the prior's error). Ours is
-`training.step.Stepper`, once in float32 and once with a bfloat16 forward pass; ``light`` is our
-small recipe on the same voxels and targets. Medians over steps, then over rounds.
+`training.step.Stepper`, once in float32 and once with a bfloat16 forward pass; ``dense`` and
+``light`` are our own recipes, in float32, on the same voxels and targets. Medians over steps, then
+over rounds.
 
 Example: python bench/bench_training.py --reference-python ENV/bin/python --code CHECKOUT/src
          python bench/bench_training.py --memory --latent 4096    peak memory of one step, no peer
@@ -26,7 +27,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PROTOCOL = "training/1"
-OURS = ("float32", "bfloat16", "light")
+OURS = ("float32", "bfloat16", "dense", "light")
 
 
 def recipe_for(contender: str, sizes: dict[str, Any]) -> Any:
@@ -41,8 +42,8 @@ def recipe_for(contender: str, sizes: dict[str, Any]) -> Any:
         f"train.micro_batch_size={sizes['batch']}",
         f"train.device={sizes['device']}",
     ]
-    if contender == "light":
-        return load_recipe("light", batch)
+    if contender in ("dense", "light"):
+        return load_recipe(contender, batch)
     return load_recipe(
         "mindeye_hidden",
         [

@@ -43,8 +43,11 @@ class Nominator(Protocol):
     def breadths(self) -> list[int]:
         """Return breadths worth trying, rising."""
 
-    def widened(self, breadth: int, share: float) -> int:
-        """Return the breadth with which a share of the rows is found as surely as all of them."""
+    def widened(self, breadth: int, share: float) -> int | None:
+        """Return the breadth with which a share of the rows is found as surely as all of them.
+
+        None: with that breadth it would look at as many rows as there are to be found.
+        """
 
     def candidates(
         self,

@@ -181,12 +181,14 @@ class Graph:
         )
         return compared * self._width
 
-    def widened(self, breadth: int, share: float) -> int:
+    def widened(self, breadth: int, share: float) -> int | None:
         """Return the breadth with which a share of the rows is found as surely as all of them.
 
-        Only every ``1 / share``-th node in view is one that may be found.
+        Only every ``1 / share``-th node in view is one that may be found. None where so many nodes
+        in view are no fewer than the rows that may be found: these are compared sooner.
         """
-        return min(self.most_breadth, math.ceil(breadth / share))
+        wide = math.ceil(breadth / share)
+        return min(self.most_breadth, wide) if wide < share * self.n_codes else None
 
     def candidates(
         self,

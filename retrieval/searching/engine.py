@@ -338,7 +338,10 @@ class SearchEngine:
         breadth = effort[nominator.breadth_name]
         if allowed is not None and request.breadth is None:
             share = min(1, len(allowed) / nominator.n_codes)
-            breadth = nominator.widened(breadth, share)
+            wide = nominator.widened(breadth, share)
+            if wide is None:
+                return self._all_rows.nearest_of_few(unit, k, allowed)
+            breadth = wide
         rows = nominate(
             nominator,
             unit,

@@ -180,7 +180,7 @@ def test_a_graph_finds_allowed_rows_alone(
     opened = Graph.open(tmp_path, stored)
     allowed = RowSet.of_mask(rng.random(700) < share)
     every = opened.candidates(unit[:20], opened.most_breadth, 700, n_least=1)
-    for breadth, n_least in ((opened.most_breadth, 1), (opened.widened(16, share), 10)):
+    for breadth, n_least in ((opened.most_breadth, 1), (opened.widened(16, share) or opened.most_breadth, 10)):
         found = nominate(
             opened,
             unit[:20],
@@ -195,6 +195,14 @@ def test_a_graph_finds_allowed_rows_alone(
         assert ((found >= 0).sum(axis=1) >= min(n_least, len(allowed))).all()
         hits = [np.isin(few, rows).mean() for few, rows in zip(expected, found, strict=True)]
         assert np.mean(hits) > (0.9 if breadth < opened.most_breadth else 0.9999)
+
+
+def test_a_graph_is_not_walked_where_comparing_the_rows_is_less(
+    shards: tuple[np.ndarray, list[Any]], tmp_path: Path
+) -> None:
+    opened = Graph.open(tmp_path, shards[1])
+    assert opened.widened(16, 0.5) == 32  # of 350 rows that may be found
+    assert opened.widened(16, 0.15) is None  # 107 nodes in view, 105 rows that may be found
 
 
 def test_a_graph_forgets_sets_that_are_gone(
