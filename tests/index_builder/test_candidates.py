@@ -180,7 +180,8 @@ def test_a_graph_finds_allowed_rows_alone(
     opened = Graph.open(tmp_path, stored)
     allowed = RowSet.of_mask(rng.random(700) < share)
     every = opened.candidates(unit[:20], opened.most_breadth, 700, n_least=1)
-    for breadth, n_least in ((opened.most_breadth, 1), (opened.widened(16, share) or opened.most_breadth, 10)):
+    wide = opened.widened(16, share) or opened.most_breadth
+    for breadth, n_least in ((opened.most_breadth, 1), (wide, 10)):
         found = nominate(
             opened,
             unit[:20],
