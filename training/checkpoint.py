@@ -180,6 +180,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """Write ``recipe.toml``, atomically; the first file of a run."""
+    with atomic_write(folder / RECIPE) as temporary:
+        temporary.write_text(recipe.to_toml(), encoding="utf-8")
+
+
 def write_metrics(folder: Path, metrics: list[dict[str, Any]]) -> None:
     """Write ``metrics.jsonl``, one line an epoch."""
     with atomic_write(folder / METRICS) as temporary:

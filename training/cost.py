@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .losses.prior import Draws
-from .models.assemble import BrainModel, LowLevelModel, build_model, count_parameters
-from .objectives.low_level import LowLevelObjective
-from .objectives.retrieval import RetrievalObjective
+from .models.assemble import build_model, count_parameters
+from .objectives.assemble import build_objective
 from .recipe import Recipe, load_recipe
-from .schema.loss import ContrastiveRecipe, LatentLossRecipe
 from .schema.prior import MindEyeFinalPriorRecipe, MindEyePriorRecipe
 from .schema.train import AdamWRecipe
 
@@ -68,7 +66,7 @@ def estimate_cost(recipe: Recipe, *, n_voxels: int, tokens: int, dim: int) -> Co
     train = recipe.train
     if not isinstance(train, AdamWRecipe):
         return Cost(n_parameters, 0, 4 * n_parameters["total"])
-    objective = _objective(model, recipe)
+    objective = build_objective(model, recipe, torch.float32)
     n = min(train.micro_batch_size, train.batch_size)
     voxels, targets, draws = _inputs(recipe, n, n_voxels, tokens, dim)
     held: dict[int, int] = {}
@@ -94,14 +92,6 @@ def estimate_cost(recipe: Recipe, *, n_voxels: int, tokens: int, dim: int) -> Co
         step_operations=int(counter.get_total_flops() * passes * extra),
         memory_bytes=bytes_a_parameter * n_parameters["total"] + sum(held.values()),
     )
-
-
-def _objective(model: BrainModel | LowLevelModel, recipe: Recipe) -> nn.Module:
-    if isinstance(model, LowLevelModel):
-        assert isinstance(recipe.loss, LatentLossRecipe)
-        return LowLevelObjective(model, recipe.loss, torch.float32)
-    assert isinstance(recipe.loss, ContrastiveRecipe)
-    return RetrievalObjective(model, recipe.loss, recipe.prior, torch.float32)
 
 
 def _inputs(

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from .errors import RunError
 from .losses.bimixco import Mixing, draw_mixing
 from .losses.phases import Phase, phase_at
-from .models.assemble import BrainModel, LowLevelModel
 from .objectives.contract import Objective
 from .objectives.low_level import LowLevelObjective, TeacherFeatures
 from .objectives.retrieval import Labels, RetrievalObjective
@@ -29,8 +28,6 @@ from .schema.loss import ContrastiveRecipe, LatentLossRecipe
 from .schema.train import AdamWRecipe
 from .study import Study
 from .validation import compare_validation, identify_validation, on_device
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -80,15 +77,13 @@ class RetrievalCourse:
 
     def __init__(
         self,
-        model: BrainModel,
+        objective: RetrievalObjective,
         study: Study,
         recipe: Recipe,
         device: torch.device,
     ) -> None:
         assert isinstance(recipe.loss, ContrastiveRecipe) and isinstance(recipe.train, AdamWRecipe)
-        self.objective = RetrievalObjective(
-            model, recipe.loss, recipe.prior, _DTYPES[recipe.train.precision]
-        )
+        self.objective = objective
         self._study, self._recipe, self._device = study, recipe.loss, device
         self._micro_batch_size = recipe.train.micro_batch_size
         self._phase: Phase = phase_at(0, recipe.loss)
@@ -157,13 +152,13 @@ class LowLevelCourse:
 
     def __init__(
         self,
-        model: LowLevelModel,
+        objective: LowLevelObjective,
         study: Study,
         recipe: Recipe,
         device: torch.device,
     ) -> None:
         assert isinstance(recipe.loss, LatentLossRecipe) and isinstance(recipe.train, AdamWRecipe)
-        self.objective = LowLevelObjective(model, recipe.loss, _DTYPES[recipe.train.precision])
+        self.objective = objective
         self._study, self._device = study, device
         self._micro_batch_size = recipe.train.micro_batch_size
         wanted = 2 if recipe.loss.feature_weight else 0

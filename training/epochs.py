@@ -23,8 +23,10 @@ from index_builder.embeddings.reader import EmbeddingFolder
 from .checkpoint import STATE, STATE_FOLDER, Run
 from .courses import Course, LowLevelCourse, RetrievalCourse, Shown
 from .errors import DivergedError, RunError
-from .models.assemble import LowLevelModel, build_model
+from .models.assemble import build_model
 from .models.head import FactoredHead, start_from_targets
+from .objectives.assemble import build_objective
+from .objectives.low_level import LowLevelObjective
 from .optim import Optimization
 from .processes import Processes
 from .recipe import Recipe
@@ -36,6 +38,7 @@ from .validation import on_device
 
 logger = logging.getLogger("voxseek")
 _BLOCK_BYTES = 256 << 20
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,11 @@ class Training:
             self.model, recipe.train, n_steps=n_batches * recipe.train.epochs
         )
         self.course: Course
-        if isinstance(self.model, LowLevelModel):
-            self.course = LowLevelCourse(self.model, study, recipe, self.device)
+        objective = build_objective(self.model, recipe, _DTYPES[recipe.train.precision])
+        if isinstance(objective, LowLevelObjective):
+            self.course = LowLevelCourse(objective, study, recipe, self.device)
         else:
-            self.course = RetrievalCourse(self.model, study, recipe, self.device)
+            self.course = RetrievalCourse(objective, study, recipe, self.device)
         self.stepper = Stepper(
             self.course.objective, self.optimization, processes, compiled=recipe.train.compile
         )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from index_builder.embeddings.artefact import atomic_write, fingerprint, read_manifest
+from index_builder.embeddings.artefact import fingerprint, read_manifest
 from index_builder.embeddings.progress import track
 from index_builder.embeddings.reader import EmbeddingFolder
 from index_builder.embeddings.space import EmbeddingSpace
@@ -39,6 +39,7 @@ from .checkpoint import (
     save_state,
     save_weights,
     write_metrics,
+    write_recipe,
     write_run,
 )
 from .closed_form import solve
@@ -147,23 +148,27 @@ def train(
         raise RunError(
             f"{root} holds an interrupted run; go on with it (--resume), or delete the folder."
         )
-    outcome: _Outcome | None
     with _torch_settings(recipe):
-        if isinstance(recipe.train, RidgeRecipe):
+        way = recipe.train
+        processes = Processes(way.device if isinstance(way, AdamWRecipe) else "cpu")
+        study = Study(subjects, targets, recipe.data, seed=recipe.train.seed, teacher=teacher)
+        if isinstance(way, RidgeRecipe):
             if finetune is not None:
                 raise RunError("a closed form has no start; leave --finetune out.")
-            outcome = _solve(subjects, targets, recipe, root)
+            outcome = _solve(study, targets, recipe, root)
         else:
-            study = Study(subjects, targets, recipe.data, seed=recipe.train.seed, teacher=teacher)
-            outcome = _descend(study, targets, recipe, root, identity, start_from, tensorboard)
-    if outcome is None:  # another process writes
+            outcome = _descend(
+                study, targets, recipe, root, identity, processes, start_from, tensorboard
+            )
+    if not processes.is_first:
+        processes.wait()  # until the first has written the run
         return _summarize(_finished(root, identity, resume=True), root, started)
     n_voxels = [subject.n_voxels for subject in subjects]
     space = targets.space
     manifest = write_run(
         root,
         weights=outcome.weights,
-        statistics=outcome.study.statistics,
+        statistics=study.statistics,
         command="voxseek train",
         body={
             "recipe": recipe.name,
@@ -177,14 +182,15 @@ def train(
             "targets": {"fingerprint": identity["targets"]},
             "teacher": identity["teacher"],
             "finetune": identity["finetune"],
-            "n_training_images": len(outcome.study.samples.image_ids),
-            "n_training_trials": outcome.study.samples.n_trials,
+            "n_training_images": len(study.samples.image_ids),
+            "n_training_trials": study.samples.n_trials,
             "n_parameters": summarize_parameters(
                 recipe, n_voxels=n_voxels, tokens=space.tokens, dim=space.dim
             ),
             **outcome.facts,
         },
     )
+    processes.wait()
     return _summarize(manifest, root, started)
 
 
@@ -193,7 +199,6 @@ class _Outcome:
     """What became of training: weights by name, and what the manifest says of them."""
 
     weights: dict[str, Tensor]
-    study: Study
     facts: dict[str, Any]
 
 
@@ -203,18 +208,17 @@ def _descend(
     recipe: Recipe,
     root: Path,
     identity: dict[str, Any],
+    processes: Processes,
     start_from: Run | None,
     tensorboard: str | os.PathLike[str] | None,
-) -> _Outcome | None:
-    """Train by gradient descent, epoch by epoch; None in all processes but the first."""
+) -> _Outcome:
+    """Train by gradient descent, epoch by epoch; the first process writes."""
     assert isinstance(recipe.train, AdamWRecipe)
-    processes = Processes(recipe.train.device)
     training = Training(study, targets, recipe, processes, start_from=start_from)
     state = load_state(root, identity)
     processes.wait()
     if processes.is_first:
-        with atomic_write(root / RECIPE) as temporary:
-            temporary.write_text(recipe.to_toml(), encoding="utf-8")
+        write_recipe(root, recipe)
     metrics = training.restore(state) if state else []
     n_epochs, patience = recipe.train.epochs, recipe.train.patience
     with Board(tensorboard if processes.is_first else None, n_done=len(metrics)) as board:
@@ -237,13 +241,11 @@ def _descend(
             if epoch + 1 == n_epochs or (epoch + 1) % recipe.train.save_every_epochs == 0:
                 save_state(root, {"identity": identity, "metrics": metrics, **training.state()})
     processes.wait()
-    if not processes.is_first:
-        return None
-    write_metrics(root, metrics)
+    if processes.is_first:
+        write_metrics(root, metrics)
     kept = best_epoch(metrics) if patience else len(metrics) - 1
     return _Outcome(
         weights=load_weights(root / STATE_FOLDER / BEST) if patience else training.weights(),
-        study=study,
         facts={
             "n_epochs": len(metrics),
             "n_steps": metrics[-1]["step"],
@@ -254,23 +256,18 @@ def _descend(
     )
 
 
-def _solve(
-    subjects: Sequence[Subject], targets: EmbeddingFolder, recipe: Recipe, root: Path
-) -> _Outcome:
+def _solve(study: Study, targets: EmbeddingFolder, recipe: Recipe, root: Path) -> _Outcome:
     """Solve a linear model in closed form."""
-    if len(subjects) > 1:
+    if len(study.n_voxels) > 1:
         raise RunError(
-            f"a closed form is solved for one subject, and {len(subjects)} are given; train one "
-            f"run a subject."
+            f"a closed form is solved for one subject, and {len(study.n_voxels)} are given; train "
+            f"one run a subject."
         )
-    study = Study(subjects, targets, recipe.data, seed=recipe.train.seed)
     solution = solve(study, recipe, space=targets.space)
-    with atomic_write(root / RECIPE) as temporary:
-        temporary.write_text(recipe.to_toml(), encoding="utf-8")
+    write_recipe(root, recipe)
     write_metrics(root, [])
     return _Outcome(
         weights=solution.weights,
-        study=study,
         facts={
             "n_epochs": 0,
             "n_steps": 0,

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from index_builder.embeddings.artefact import atomic_write, require_free
+from index_builder.embeddings.artefact import require_free
 from index_builder.embeddings.space import EmbeddingSpace, Layer
 
-from .checkpoint import MANIFEST, RECIPE, write_metrics, write_run
+from .checkpoint import MANIFEST, RECIPE, write_metrics, write_recipe, write_run
 from .errors import RunError
 from .models.assemble import summarize_parameters
 from .normalization import SessionStatistics
@@ -60,8 +60,7 @@ def import_reference(
         "projector": reference.projector,
         "prior": reference.prior.weights,
     }
-    with atomic_write(root / RECIPE) as temporary:
-        temporary.write_text(recipe.to_toml(), encoding="utf-8")
+    write_recipe(root, recipe)
     write_metrics(root, [])
     shape = {"tokens": space.tokens, "dim": space.dim}
     return write_run(
