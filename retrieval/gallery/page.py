@@ -22,6 +22,7 @@ from typing import IO
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from index_builder.embeddings.artefact import atomic_write
+from training.subjects.image_store import StoredImage
 
 from .thumbnails import N_PIXELS, ThumbnailSheet
 
@@ -38,8 +39,8 @@ class GalleryHit:
         Row of the gallery that was searched.
     score : float
         Cosine with the query.
-    image : Path or None
-        File to show; None where there is none.
+    image : Path, StoredImage or None
+        What to show; None where there is none.
     caption : str
     is_seen : bool
         Whether it is the image that was seen.
@@ -47,7 +48,7 @@ class GalleryHit:
 
     row: int
     score: float
-    image: Path | None
+    image: Path | StoredImage | None
     caption: str
     is_seen: bool
 
@@ -66,7 +67,7 @@ class GalleryQuery:
     ----------
     label : str
         Heading of the trial: ``"subj01, image 1234"``.
-    seen_image : Path or None
+    seen_image : Path, StoredImage or None
     seen_caption : str
     n_trials : int or None
         Trials averaged into the query; None if it is not known.
@@ -78,7 +79,7 @@ class GalleryQuery:
     """
 
     label: str
-    seen_image: Path | None
+    seen_image: Path | StoredImage | None
     seen_caption: str
     n_trials: int | None
     hits: tuple[GalleryHit, ...]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from index_builder.embeddings.collection import Collection
+from training.subjects.image_store import StoredImage
 from training.subjects.subject import Subject
 
 from ..confidence.observations import images_held
@@ -140,7 +141,7 @@ def _queries(
             (hit for hit in rows if image_id is not None and hit.get("image_id") == image_id), None
         )
         if subject is not None and subject.has_images and image_id is not None:
-            seen_image: Path | None = subject.image_path(image_id)
+            seen_image: Path | StoredImage | None = subject.image(image_id)
             caption = captions.get(image_id, "")
         else:
             seen_image = _picture(engine.embeddings, own) if own is not None else None

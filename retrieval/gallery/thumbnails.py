@@ -13,6 +13,9 @@ from typing import IO
 
 from PIL import Image, ImageOps
 
+from training.errors import SubjectError
+from training.subjects.image_store import StoredImage
+
 logger = logging.getLogger("voxseek")
 
 N_PIXELS = 256
@@ -42,23 +45,29 @@ class ThumbnailSheet:
             raise ValueError(f"n_pixels is {n_pixels}, expected at least 1.")
         self._sink = sink
         self._n_pixels = n_pixels
-        self._symbols: dict[Path, str | None] = {}
+        self._symbols: dict[Path | StoredImage, str | None] = {}
         self.n_unavailable = 0
 
-    def symbol(self, path: Path | None) -> str | None:
+    def symbol(self, where: Path | StoredImage | None) -> str | None:
         """Return the name of an image's symbol, or None if there is no image to show."""
-        if path is None:
+        if where is None:
             return None
-        if path not in self._symbols:
-            self._symbols[path] = self._add(path, f"image-{len(self._symbols)}")
-        return self._symbols[path]
+        if where not in self._symbols:
+            self._symbols[where] = self._add(where, f"image-{len(self._symbols)}")
+        return self._symbols[where]
 
-    def _add(self, path: Path, name: str) -> str | None:
+    def _add(self, where: Path | StoredImage, name: str) -> str | None:
         try:
-            content = encode_thumbnail(path, self._n_pixels)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            content = encode_thumbnail(where, self._n_pixels)
+        except (
+            SubjectError,
+            OSError,
+            ValueError,
+            SyntaxError,
+            Image.DecompressionBombError,
+        ) as error:
             # Pillow reports a damaged PNG as SyntaxError.
-            logger.warning("image not available: %s (%s)", path, error)
+            logger.warning("image not available: %s (%s)", where, error)
             self.n_unavailable += 1
             return None
         data = base64.b64encode(content).decode("ascii")
@@ -69,16 +78,16 @@ class ThumbnailSheet:
         return name
 
 
-def encode_thumbnail(path: Path, n_pixels: int) -> bytes:
+def encode_thumbnail(where: Path | StoredImage, n_pixels: int) -> bytes:
     """Return the middle square of an image as WebP of at most `MAX_BYTES`, where quality allows.
 
     Parameters
     ----------
-    path : Path
+    where : Path or StoredImage
     n_pixels : int
         Side of the result.
     """
-    with Image.open(path) as opened:
+    with where.open() if isinstance(where, StoredImage) else Image.open(where) as opened:
         opened.draft("RGB", (2 * n_pixels, 2 * n_pixels))  # JPEG decodes to a fraction of its size.
         upright = ImageOps.exif_transpose(opened)
         if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:

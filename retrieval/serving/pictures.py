@@ -16,6 +16,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from index_builder.embeddings.collection import Collection
+from training.errors import SubjectError
+from training.subjects.image_store import StoredImage
 
 from ..errors import PictureError
 from ..images.decoding import decode_picture
@@ -74,8 +76,8 @@ def encode_jpeg(picture: Image.Image, size: int) -> bytes:
     return buffer.getvalue()
 
 
-def thumbnail(path: Path, size: int) -> bytes:
-    """Return a file's picture as JPEG, its longer side at most ``size`` pixels.
+def thumbnail(where: Path | StoredImage, size: int) -> bytes:
+    """Return a picture as JPEG, its longer side at most ``size`` pixels.
 
     Raises
     ------
@@ -83,6 +85,7 @@ def thumbnail(path: Path, size: int) -> bytes:
         404 if it isn't there any longer, or is no picture.
     """
     try:
-        return encode_jpeg(decode_picture(path), size)
-    except PictureError as error:
+        picture = where.open() if isinstance(where, StoredImage) else decode_picture(where)
+        return encode_jpeg(picture, size)
+    except (PictureError, SubjectError) as error:
         raise Problem(404, "no_picture", "there is no picture that can be shown.") from error

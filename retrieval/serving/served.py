@@ -11,6 +11,7 @@ import numpy as np
 from index_builder.candidates import is_among
 from index_builder.embeddings.errors import SpaceMismatchError
 from index_builder.embeddings.space import EmbeddingSpace
+from training.subjects.image_store import StoredImage
 
 from ..confidence.artefact import Confidence
 from ..confidence.observations import decoder_of
@@ -124,7 +125,7 @@ class ServedRun:
     captions : dict
         By image id; images without one are left out.
     pictures : dict
-        Files by image id; empty where the subject has none.
+        Where they are, by image id; empty where the subject has none.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class ServedRun:
         columns: dict[str, np.ndarray],
         vectors: np.ndarray,
         captions: dict[int, str],
-        pictures: dict[int, Path],
+        pictures: dict[int, Path | StoredImage],
     ) -> None:
         self.name, self.subject, self.split = name, subject, SPLIT
         self.space, self.decoder = space, decoder
@@ -164,7 +165,7 @@ class ServedRun:
             decoder = decoder_of(asked)
         image_ids = columns["image_id"].tolist()
         captions = subject.captions()
-        pictures = {i: subject.image_path(i) for i in image_ids} if subject.has_images else {}
+        pictures = {i: subject.image(i) for i in image_ids} if subject.has_images else {}
         kept = {i: captions[i] for i in image_ids if i in captions}
         return cls(name, subject.name, space, decoder, columns, vectors, kept, pictures)
 

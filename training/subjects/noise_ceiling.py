@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .subject import CHUNK_BYTES, Subject
+from .subject import Subject
+from .voxel_file import CHUNK_BYTES
 
 
 def estimate_ncsnr(subject: Subject) -> NDArray[np.float64]:

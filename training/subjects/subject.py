@@ -4,7 +4,10 @@
     voxels.npy       (n_trials, n_voxels) float16 or float32: raw responses, nothing normalized
     trials.parquet   row for row: trial, image_id, session, repeat, split
     rois.npz         named boolean masks of the voxels
+    voxels.parquet   column for row: where each voxel lies, and what else its source says of it
     images.parquet   image_id, path within the folder, caption; with images/<image_id>.<extension>
+
+Pictures may also stay in an HDF5 file of the user's, which the manifest names (`image_store`).
 
 What is opened has been checked: an image in two splits, a NaN, a mask of the wrong length or a
 lost image file is an error that names the place, never a slightly better score.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
 
 from index_builder.embeddings.artefact import (
     atomic_write,
@@ -32,15 +36,16 @@ from index_builder.embeddings.artefact import (
 from index_builder.embeddings.errors import ArtefactError
 
 from ..errors import SubjectError
+from .image_store import ImageStore, StoredImage
 from .images import read_images, require_readable, write_images
 from .trials import SPLITS, check_trials
+from .voxel_file import VoxelSource, open_voxels, require_finite, row_chunks, write_voxels
 
 KIND = "subject"
 FORMAT_VERSION = 1
 MANIFEST = "subject.json"
 VOXELS, TRIALS, ROIS = "voxels.npy", "trials.parquet", "rois.npz"
-CHUNK_BYTES = 64 << 20
-_VOXEL_DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
+VOXEL_TABLE = "voxels.parquet"
 
 
 class Subject:
@@ -66,7 +71,7 @@ class Subject:
         self.name: str = manifest["name"]
         self.details: dict[str, Any] = manifest["details"]
         self.manifest = manifest
-        self.voxels = _open_voxels(path / VOXELS)
+        self.voxels = open_voxels(path / VOXELS)
         self.trials = _read_trials(path / TRIALS)
         if self.trials.num_rows != self.n_trials:
             raise SubjectError(
@@ -75,6 +80,7 @@ class Subject:
             )
         self.rois = _read_rois(path / ROIS, self.n_voxels)
         self._images = read_images(path, self.image_ids("all").tolist())
+        self._store = _read_store(manifest.get("image_store"), path / MANIFEST)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Subject:
@@ -94,12 +100,14 @@ class Subject:
         manifest = read_manifest(root, MANIFEST, kind=KIND, format_version=FORMAT_VERSION)
         verify_files(root, manifest, contents=False)
         subject = cls(root, manifest)
-        for row_start, chunk in _row_chunks(subject.voxels):
-            _require_finite(chunk, row_start, where=str(root / VOXELS))
+        for row_start, chunk in row_chunks(subject.voxels):
+            require_finite(chunk, row_start, where=str(root / VOXELS))
         return subject
 
     def verify(self) -> None:
         """Compare the SHA-256 of every file with the manifest, and decode every image.
+
+        Of pictures that stay in an HDF5 file the first and the last are read: the file isn't ours.
 
         Raises
         ------
@@ -110,7 +118,10 @@ class Subject:
         """
         verify_files(self.path, self.manifest, contents=True)
         for image_id in sorted(self._images):
-            require_readable(self.image_path(image_id), image_id)
+            require_readable(self.path / self._images[image_id][0], image_id)
+        if self._store is not None:
+            for image_id in self.image_ids("all")[[0, -1]].tolist():
+                self._store.read(image_id)
 
     @property
     def n_trials(self) -> int:
@@ -124,22 +135,24 @@ class Subject:
 
     @property
     def has_images(self) -> bool:
-        """Whether the folder holds the image files."""
-        return bool(self._images)
+        """Whether the folder holds the image files, or names a file that does."""
+        return bool(self._images) or self._store is not None
 
     @property
     def is_simulated(self) -> bool:
         """Whether `simulate_subject` made this subject; then the truth is beside it."""
         return "simulation" in self.details
 
-    def image_path(self, image_id: int) -> Path:
-        """Return the file of an image.
+    def image(self, image_id: int) -> Path | StoredImage:
+        """Return where an image is: a file of the folder, or a row of an HDF5 file.
 
         Raises
         ------
         ArtefactError
-            If the folder holds no such image.
+            If the subject has no such image.
         """
+        if self._store is not None and 0 <= image_id < self._store.n_images:
+            return StoredImage(self._store, image_id)
         if image_id not in self._images:
             held = f"{len(self._images)} others" if self._images else "no images at all"
             raise ArtefactError(
@@ -147,6 +160,30 @@ class Subject:
                 f"Import the subject again with its images."
             )
         return self.path / self._images[image_id][0]
+
+    def open_image(self, image_id: int) -> Image.Image:
+        """Return the picture of an image, wherever it is.
+
+        Raises
+        ------
+        ArtefactError
+            If the subject has no such image.
+        SubjectError
+            If it can't be read.
+        """
+        where = self.image(image_id)
+        if isinstance(where, StoredImage):
+            return where.open()
+        require_readable(where, image_id)
+        with Image.open(where) as opened:
+            opened.load()
+            return opened.copy()
+
+    def voxel_table(self) -> pa.Table | None:
+        """Return what is known of each voxel, one row a column of `voxels`; None if nothing is."""
+        if VOXEL_TABLE not in self.manifest["files"]:
+            return None
+        return _read_voxel_table(self.path / VOXEL_TABLE, self.n_voxels)
 
     def captions(self) -> dict[int, str]:
         """Return the captions by image id; images without one are left out."""
@@ -183,10 +220,11 @@ def write_subject(
     folder: str | os.PathLike[str],
     *,
     name: str,
-    voxels: NDArray[Any] | Iterable[NDArray[Any]],
+    voxels: NDArray[Any] | Iterable[NDArray[Any]] | VoxelSource,
     trials: pa.Table,
     rois: Mapping[str, NDArray[np.bool_]],
-    images: pa.Table | None,
+    images: pa.Table | ImageStore | None,
+    voxel_table: pa.Table | None = None,
     command: str,
     details: dict[str, Any],
     extra_files: Iterable[str] = (),
@@ -199,15 +237,18 @@ def write_subject(
         Must not hold a complete subject already.
     name : str
         For example ``"subj01"``.
-    voxels : array of shape (n_trials, n_voxels), or iterable of such arrays by rows
+    voxels : array of shape (n_trials, n_voxels), iterable of such arrays by rows, or VoxelSource
         float16 and float32 are kept as they are, other types become float32. An iterable is
-        written chunk by chunk, in the memory of one chunk.
+        written chunk by chunk, in the memory of one chunk; a source block by block, and goes on
+        where an interrupted call stopped.
     trials : pyarrow.Table
         Columns trial, image_id, session, repeat, split; see `check_trials`.
     rois : mapping of str to bool array of shape (n_voxels,)
-    images : pyarrow.Table or None
+    images : pyarrow.Table, ImageStore or None
         Columns image_id, path (of an existing file, which is copied) and caption (may be null):
-        exactly the images that the trials show.
+        exactly the images that the trials show. A store is named in the manifest, not copied.
+    voxel_table : pyarrow.Table or None
+        One row a voxel, any columns: x, y, z in the voxels of the source's volume, ncsnr.
     command : str
         Recorded in the manifest, for example ``"voxseek data simulate"``.
     details : dict
@@ -237,11 +278,18 @@ def write_subject(
     root.mkdir(parents=True, exist_ok=True)
     table = check_trials(trials, where="the trial table")
     files = [VOXELS, TRIALS, ROIS, *extra_files]
-    n_voxels = _write_voxels(root / VOXELS, voxels, n_trials=table.num_rows)
+    n_voxels = write_voxels(root / VOXELS, voxels, n_trials=table.num_rows)
     with atomic_write(root / TRIALS) as temporary:
         pq.write_table(table, temporary)
     _write_rois(root / ROIS, rois, n_voxels)
-    if images is not None:
+    if voxel_table is not None:
+        _require_one_row_a_voxel(voxel_table, n_voxels, where="the voxel table")
+        with atomic_write(root / VOXEL_TABLE) as temporary:
+            pq.write_table(voxel_table, temporary)
+        files.append(VOXEL_TABLE)
+    if isinstance(images, ImageStore):
+        _require_held(images, table["image_id"].to_numpy())
+    elif images is not None:
         files += write_images(root, images, set(table["image_id"].to_pylist()))
     write_manifest(
         root,
@@ -255,26 +303,11 @@ def write_subject(
             "n_trials": table.num_rows,
             "n_voxels": n_voxels,
             "details": details,
+            **({"image_store": _store_body(images)} if isinstance(images, ImageStore) else {}),
         },
         packages=("numpy", "pyarrow", "pillow"),
     )
     return Subject.open(root)
-
-
-def _open_voxels(path: Path) -> np.memmap[Any, Any]:
-    try:
-        voxels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise SubjectError(
-            f"{path} can't be read as an npy file of numbers ({error}); import the subject again."
-        ) from error
-    if voxels.ndim != 2 or voxels.dtype not in _VOXEL_DTYPES:
-        raise SubjectError(
-            f"{path} holds {voxels.dtype} of shape {voxels.shape}, expected float16 or float32 "
-            f"of shape (n_trials, n_voxels); import the subject again."
-        )
-    mapped: np.memmap[Any, Any] = voxels
-    return mapped
 
 
 def _read_trials(path: Path) -> pa.Table:
@@ -283,72 +316,6 @@ def _read_trials(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise SubjectError(f"{path} can't be read ({error}); import the subject again.") from error
     return check_trials(table, where=str(path))
-
-
-def _row_chunks(voxels: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    rows = max(1, CHUNK_BYTES // max(1, voxels.shape[1] * voxels.dtype.itemsize))
-    for start in range(0, voxels.shape[0], rows):
-        yield start, voxels[start : start + rows]
-
-
-def _require_finite(chunk: NDArray[Any], row_start: int, *, where: str) -> None:
-    if chunk.dtype == np.float16:
-        # All exponent bits set; ten times faster than isfinite on float16.
-        is_finite = (chunk.view(np.uint16) & 0x7C00) != 0x7C00
-    else:
-        is_finite = np.isfinite(chunk)
-    if is_finite.all():
-        return
-    row, voxel = np.argwhere(~is_finite)[0]
-    raise SubjectError(
-        f"{where}: voxel {voxel} of trial {row_start + row} is {chunk[row, voxel]} "
-        f"({int((~is_finite).sum())} such values in trials {row_start} to "
-        f"{row_start + len(chunk) - 1}); expected finite numbers (float16 ends at 65504). "
-        f"Leave the voxel out, or set invalid sessions to 0."
-    )
-
-
-def _write_voxels(path: Path, voxels: Any, *, n_trials: int) -> int:
-    chunks = (
-        (chunk for _, chunk in _row_chunks(voxels))
-        if isinstance(voxels, np.ndarray) and voxels.ndim == 2
-        else iter(voxels)
-    )
-    n_voxels, n_rows = 0, 0
-    with atomic_write(path) as temporary:
-        out: np.memmap[Any, Any] | None = None
-        for chunk in chunks:
-            block = np.asarray(chunk)
-            if out is None:
-                if block.ndim != 2 or block.shape[1] == 0:
-                    raise SubjectError(
-                        f"voxels have shape {block.shape}, expected (n_trials, n_voxels) "
-                        f"with at least one voxel."
-                    )
-                n_voxels = block.shape[1]
-                dtype = block.dtype if block.dtype in _VOXEL_DTYPES else np.dtype(np.float32)
-                out = np.lib.format.open_memmap(
-                    temporary, mode="w+", dtype=dtype, shape=(n_trials, n_voxels)
-                )
-            if block.ndim != 2 or block.shape[1] != n_voxels:
-                raise SubjectError(
-                    f"voxels of trials {n_rows} onwards have shape {block.shape}, expected "
-                    f"(n, {n_voxels}) as before them; every trial needs the same voxels."
-                )
-            stop = n_rows + len(block)
-            if stop <= n_trials:
-                with np.errstate(over="ignore"):  # what overflows becomes infinite, an error below
-                    out[n_rows:stop] = block
-                _require_finite(out[n_rows:stop], n_rows, where="voxels")
-            n_rows = stop
-        if out is None or n_rows != n_trials:
-            raise SubjectError(
-                f"there are {n_rows} rows of voxels and {n_trials} trials; expected one row a "
-                f"trial, in the same order."
-            )
-        out.flush()
-        del out
-    return n_voxels
 
 
 def _write_rois(path: Path, rois: Mapping[str, NDArray[np.bool_]], n_voxels: int) -> None:
@@ -381,4 +348,46 @@ def _check_mask(name: str, mask: NDArray[Any], n_voxels: int, *, where: str) -> 
         raise SubjectError(
             f"{where}: the mask of {name!r} holds {mask.dtype} of shape {mask.shape}, expected "
             f"bool of shape ({n_voxels},): one flag a voxel, in the order of the voxel columns."
+        )
+
+
+def _read_voxel_table(path: Path, n_voxels: int) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise SubjectError(f"{path} can't be read ({error}); import the subject again.") from error
+    _require_one_row_a_voxel(table, n_voxels, where=str(path))
+    return table
+
+
+def _require_one_row_a_voxel(table: pa.Table, n_voxels: int, *, where: str) -> None:
+    if table.num_rows != n_voxels:
+        raise SubjectError(
+            f"{where} has {table.num_rows} rows, expected {n_voxels}: one a voxel, in the order of "
+            f"the voxel columns."
+        )
+
+
+def _store_body(store: ImageStore) -> dict[str, Any]:
+    return {"path": str(store.path), "dataset": store.dataset, "n_images": store.n_images}
+
+
+def _read_store(body: dict[str, Any] | None, where: Path) -> ImageStore | None:
+    """Return the store that a manifest names; its file is looked for when a picture is."""
+    if body is None:
+        return None
+    try:
+        return ImageStore(Path(body["path"]), body["dataset"], int(body["n_images"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise SubjectError(
+            f"{where}: image_store lacks or mistypes {error}; expected path, dataset and n_images. "
+            f"Import the subject again."
+        ) from error
+
+
+def _require_held(store: ImageStore, image_ids: NDArray[np.int64]) -> None:
+    if image_ids.max() >= store.n_images:
+        raise SubjectError(
+            f"{store.path} has {store.n_images} pictures, and trials show image {image_ids.max()}: "
+            f"ids count from 0. Give the store of this data set."
         )

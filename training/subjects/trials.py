@@ -5,6 +5,7 @@ A split is a property of the image, never of the trial: all repeats of an image 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import numpy as np
@@ -111,6 +112,36 @@ def assign_splits(
     splits = ["test"] * n_test + ["validation"] * n_validation
     splits += ["train"] * (len(unique) - len(splits))
     return {int(image_id): split for image_id, split in zip(drawn, splits, strict=True)}
+
+
+def split_around_test(
+    image_ids: NDArray[np.int64], test_ids: Iterable[int], *, n_validation: int, seed: int
+) -> dict[int, str]:
+    """Keep given images for testing, and draw validation images from the others.
+
+    Parameters
+    ----------
+    image_ids : int array
+        May repeat.
+    test_ids : iterable of int
+        Those that no trial shows are of no account.
+    n_validation : int
+        Number of images, not of trials.
+    seed : int
+
+    Returns
+    -------
+    split_of_image : dict of int to str
+
+    Raises
+    ------
+    ValueError
+        As `assign_splits` does for the images that aren't of the test.
+    """
+    shown = np.unique(image_ids)
+    is_test = np.isin(shown, np.fromiter(test_ids, np.int64))
+    others = assign_splits(shown[~is_test], n_test=0, n_validation=n_validation, seed=seed)
+    return {**{int(image_id): "test" for image_id in shown[is_test]}, **others}
 
 
 def check_trials(trials: pa.Table, *, where: str) -> pa.Table:

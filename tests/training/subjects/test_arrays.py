@@ -53,7 +53,7 @@ def test_a_table_with_images_alone_is_completed(source: Path, suffix: str) -> No
     assert subject.trials["repeat"].to_pylist() == [0] * 20 + [1] * 20 + [2] * 20
     assert set(subject.trials["session"].to_pylist()) == {0}
     assert [len(subject.image_ids(s)) for s in ("train", "validation", "test")] == [12, 3, 5]
-    assert subject.image_path(3).read_bytes() == (source / "pictures/00003.png").read_bytes()
+    assert subject.image(3).read_bytes() == (source / "pictures/00003.png").read_bytes()
 
 
 def test_given_columns_are_kept_and_validation_is_cut_from_training(source: Path) -> None:
@@ -86,7 +86,7 @@ def test_pictures_by_table_with_captions(source: Path) -> None:
     pa_csv.write_csv(table, source / "pictures.csv")
     subject = run(source, trial_columns(), images=source / "pictures.csv")
     assert subject.captions()[4] == "number 4"
-    assert subject.image_path(0).read_bytes() == (source / "pictures/00019.png").read_bytes()
+    assert subject.image(0).read_bytes() == (source / "pictures/00019.png").read_bytes()
 
 
 def test_fortran_order_and_no_pictures(source: Path) -> None:

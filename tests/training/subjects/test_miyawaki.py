@@ -30,7 +30,7 @@ def test_figures_stand_upright_and_are_found_by_their_patches(file: Path, tmp_pa
     subject = import_miyawaki(file.parent, tmp_path / "s", test_figure=1)
     assert subject.trials["image_id"].to_pylist() == [1, 0, 0, 1]
     assert subject.captions() == {0: "letter r", 1: "square"}
-    with Image.open(subject.image_path(0)) as picture:
+    with Image.open(subject.image(0)) as picture:
         small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.NEAREST))
         assert picture.size == (160, 160)
     np.testing.assert_array_equal(small, LETTER_R * 255)
@@ -64,7 +64,7 @@ def test_the_real_figures_decode_from_the_real_voxels(shared_data: Path, tmp_pat
         assert (subject.n_trials, subject.n_voxels) == (80, 797)
         figures = []
         for image_id in range(10):
-            with Image.open(subject.image_path(image_id)) as picture:
+            with Image.open(subject.image(image_id)) as picture:
                 figures.append(np.asarray(picture)[8::16, 8::16].ravel() / 255)
         pixels = np.array(figures)
         train, test = subject.trial_rows("train"), subject.trial_rows("test")

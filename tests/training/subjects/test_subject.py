@@ -62,8 +62,8 @@ def test_what_is_written_is_read_back(tmp_path: Path, parts: dict[str, Any]) -> 
     assert set(subject.rois) == {"V1", "file"}
     np.testing.assert_array_equal(subject.rois["V1"], parts["rois"]["V1"])
     assert subject.details == {"source": "test"} and not subject.is_simulated
-    assert subject.has_images and subject.image_path(0) == tmp_path / "s/images/0.jpg"
-    assert subject.image_path(3).read_bytes() == (tmp_path / "pictures/3.png").read_bytes()
+    assert subject.has_images and subject.image(0) == tmp_path / "s/images/0.jpg"
+    assert subject.image(3).read_bytes() == (tmp_path / "pictures/3.png").read_bytes()
     assert subject.captions() == {i: f"picture {i}" for i in range(1, N_IMAGES)}
     subject.verify()
 
@@ -101,7 +101,7 @@ def test_a_subject_without_images(tmp_path: Path, parts: dict[str, Any]) -> None
     subject = write_subject(tmp_path / "s", **parts)
     assert not subject.has_images and subject.captions() == {}
     with pytest.raises(ArtefactError, match=r"image 3 is not among the images"):
-        subject.image_path(3)
+        subject.image(3)
 
 
 def test_a_finished_subject_is_not_overwritten(tmp_path: Path, parts: dict[str, Any]) -> None:

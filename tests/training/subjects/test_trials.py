@@ -5,7 +5,13 @@ import pyarrow as pa
 import pytest
 
 from training.errors import SplitError, SubjectError
-from training.subjects.trials import assign_splits, build_trials, check_trials, number_repeats
+from training.subjects.trials import (
+    assign_splits,
+    build_trials,
+    check_trials,
+    number_repeats,
+    split_around_test,
+)
 
 
 def three_images() -> pa.Table:
@@ -77,3 +83,14 @@ def test_splits_are_drawn_by_image_and_repeatable() -> None:
     assert drawn != assign_splits(image_ids, n_test=20, n_validation=10, seed=5)
     with pytest.raises(ValueError, match=r"leave one image for training"):
         assign_splits(image_ids, n_test=90, n_validation=10, seed=0)
+
+
+def test_given_test_images_stay_the_test() -> None:
+    image_ids = np.array([7, 3, 3, 9, 4, 1, 7])
+    split = split_around_test(image_ids, [3, 7, 100], n_validation=1, seed=5)
+    assert {i for i, s in split.items() if s == "test"} == {3, 7}
+    assert sorted(split) == [1, 3, 4, 7, 9]
+    others = assign_splits(np.array([1, 4, 9]), n_test=0, n_validation=1, seed=5)
+    assert {i: s for i, s in split.items() if s != "test"} == others
+    with pytest.raises(ValueError, match="3 validation images can't be drawn from 3 images"):
+        split_around_test(image_ids, [3, 7], n_validation=3, seed=5)
