@@ -141,6 +141,13 @@ def main() -> None:
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=("MindEye", *OURS),
+        default=("MindEye", *OURS),
+        help="dense and light take 17 tokens and more",
+    )
     parser.add_argument("--checkpoint", action="store_true", help="of the prior's layers")
     parser.add_argument("--contender", choices=OURS, help=argparse.SUPPRESS)
     parser.add_argument("--sizes", type=json.loads, help=argparse.SUPPRESS)
@@ -152,7 +159,7 @@ def main() -> None:
     names = ("voxels", "latent", "blocks", "tokens", "dim", "projector", "depth", "heads")
     more = ("head_dim", "batch", "steps", "warmup", "threads", "device", "checkpoint")
     sizes = {name: getattr(options, name) for name in (*names, *more)}
-    contenders = ("float32",) if options.memory else ("MindEye", *OURS)
+    contenders = ("float32",) if options.memory else options.contenders
     rounds: dict[str, list[dict[str, Any]]] = {}
     for number in range(1 if options.memory else options.rounds):
         for contender in contenders:
@@ -183,7 +190,7 @@ def main() -> None:
         "rounds": rounds,
     }
     what = "memory" if options.memory else "step"
-    name = f"training-{what}_latent-{options.latent}_{hardware_name(machine)}_{date.today():%Y%m%d}"
+    name = f"training-{what}_{options.latent}-{options.tokens}_{hardware_name(machine)}_{date.today():%Y%m%d}"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
