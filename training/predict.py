@@ -83,18 +83,10 @@ def predict(
     RunError
         If the subject is not the run's, the split is empty, or the run has no prior.
     """
-    if head not in get_args(Head):
-        raise ValueError(f"head is {head!r}, expected one of {', '.join(get_args(Head))}.")
     if averaging not in ("inputs", "outputs"):
         raise ValueError(f"averaging is {averaging!r}, expected 'inputs' or 'outputs'.")
-    run = Run.open(run_folder)
-    _require_usable(run, subject, split=split, head=head)
-    place = run.place_of(subject)
-    statistics = run.statistics[place]
-    rows = subject.trial_rows(split)
-    table = TrialTable(subject, rows, statistics, memory_bytes=0)
-    statistics.report_unseen(table.sessions, where=str(subject.path))
-    decoder = _Decoder(run, place, table, head=head, seed=seed, device=resolve_device(device))
+    predictor = Predictor(run_folder, subject, split=split, head=head, device=device)
+    run, table = predictor.run, predictor.table
     space = dataclasses.replace(run.space, unit_norm=head == "retrieval")
     details = {
         "run": run.fingerprint,
@@ -106,7 +98,7 @@ def predict(
         "batch_size": batch_size,
     }
     if average:
-        batches = list(average_batches(Samples([table]), batch_size=batch_size))
+        batches = predictor.average_batches(batch_size)
     else:
         batches = _single_batches(table, batch_size=batch_size)
     trial_numbers = subject.trials["trial"].to_numpy()[table.rows]
@@ -118,7 +110,14 @@ def predict(
         for batch in track(
             batches[n_done:], label="predict", total=len(batches), unit="block", n_done=n_done
         ):
-            embeddings = decoder.decode(batch, separately=average and averaging == "outputs")
+            outputs, retrieval = predictor.decode(
+                batch, separately=average and averaging == "outputs"
+            )
+            if head == "retrieval":
+                outputs = retrieval
+            elif head == "prior":
+                image_ids = table.image_ids[batch.images]
+                outputs = predictor.sample(outputs, image_ids, seed=seed)
             columns = {
                 "image_id": table.image_ids[batch.images],
                 "subject": pa.array([subject.name] * len(batch.images), pa.string()),
@@ -127,7 +126,8 @@ def predict(
             }
             if not average:
                 columns["trial"] = trial_numbers[batch.trials[:, 0]]
-            writer.write(embeddings.reshape(-1, *space.row_shape), pa.table(columns))
+            embeddings = outputs.cpu().numpy().reshape(-1, *space.row_shape)
+            writer.write(embeddings, pa.table(columns))
         return writer.finish()
 
 
@@ -161,79 +161,144 @@ def _single_batches(table: TrialTable, *, batch_size: int) -> list[Batch]:
     ]
 
 
-class _Decoder:
-    """A run's model on a device, with what turns a batch into embeddings."""
+class Predictor:
+    """A run's model on a device, and the trials of one split of its subject.
+
+    Parameters
+    ----------
+    run_folder : path
+    subject : Subject
+        One that the run was trained on.
+    split : {"train", "validation", "test"}
+    head : {"retrieval", "prior", "latent"}
+        What the run must have.
+    device : {"auto", "cpu", "cuda"}
+
+    Attributes
+    ----------
+    run : Run
+    table : TrialTable
+        The trials of the split, normalized with the run's statistics.
+
+    Raises
+    ------
+    RunError
+        If the subject is not the run's, the split is empty, or the run has no such head.
+    """
 
     def __init__(
         self,
-        run: Run,
-        place: int,
-        table: TrialTable,
+        run_folder: str | os.PathLike[str],
+        subject: Subject,
         *,
+        split: str,
         head: Head,
-        seed: int,
-        device: torch.device,
+        device: str = "auto",
     ) -> None:
-        self.table, self.device, self.seed = table, device, seed
-        self.model = run.model.to(device)
-        self.place = place
-        self.recipe = run.recipe.prior
-        self.shape = (run.space.tokens, run.space.dim)
-        self.head = head
+        if head not in get_args(Head):
+            raise ValueError(f"head is {head!r}, expected one of {', '.join(get_args(Head))}.")
+        self.run = Run.open(run_folder)
+        _require_usable(self.run, subject, split=split, head=head)
+        self._place = self.run.place_of(subject)
+        statistics = self.run.statistics[self._place]
+        self.table = TrialTable(subject, subject.trial_rows(split), statistics, memory_bytes=0)
+        statistics.report_unseen(self.table.sessions, where=str(subject.path))
+        self._device = resolve_device(device)
+        self._model = self.run.model.to(self._device)
+        self._shape = (self.run.space.tokens, self.run.space.dim)
+
+    def average_batches(self, batch_size: int) -> list[Batch]:
+        """Return the images of the split in order, each with all of its trials."""
+        return list(average_batches(Samples([self.table]), batch_size=batch_size))
 
     @torch.inference_mode()
-    def decode(self, batch: Batch, *, separately: bool) -> NDArray[np.float32]:
-        """Return embeddings of shape (n, tokens * dim); repeats averaged after if `separately`."""
-        n, n_repeats = batch.trials.shape
-        table = self.table
-        if separately:
-            voxels = table.read(batch.trials.ravel())
-        else:
-            voxels = table.combine(batch.trials, batch.weights)
-        tokens, retrieval = self.model.decode(torch.from_numpy(voxels).to(self.device), self.place)
-        outputs = F.normalize(retrieval, dim=1) if self.head == "retrieval" else tokens.flatten(1)
-        if separately:
-            weights = torch.from_numpy(batch.weights).to(self.device)
-            outputs = torch.einsum("nrw,nr->nw", outputs.reshape(n, n_repeats, -1), weights)
-        if self.head == "retrieval":
-            outputs = F.normalize(outputs, dim=1)
-        elif self.head == "prior":
-            outputs = self._sample(outputs.reshape(n, *self.shape), batch).flatten(1)
-        embeddings: NDArray[np.float32] = outputs.cpu().numpy()
-        return embeddings
+    def decode(self, batch: Batch, *, separately: bool = False) -> tuple[Tensor, Tensor]:
+        """Predict the images of a batch.
 
-    def _sample(self, brain: Tensor, batch: Batch) -> Tensor:
-        model, recipe = self.model, self.recipe
+        Parameters
+        ----------
+        batch : Batch
+        separately : bool
+            Average the outputs of an image's trials, instead of its voxels.
+
+        Returns
+        -------
+        condition : Tensor of shape (n, tokens, dim)
+            What the prior is given; the latents of a low-level run.
+        retrieval : Tensor of shape (n, tokens * dim)
+            Unit rows, compared with targets; features of a low-level run.
+        """
+        n, n_repeats = batch.trials.shape
+        if separately:
+            voxels = self.table.read(batch.trials.ravel())
+        else:
+            voxels = self.table.combine(batch.trials, batch.weights)
+        tokens, retrieval = self._model.decode(
+            torch.from_numpy(voxels).to(self._device), self._place
+        )
+        condition, retrieval = tokens.flatten(1), F.normalize(retrieval, dim=1)
+        if separately:
+            weights = torch.from_numpy(batch.weights).to(self._device)
+            condition, retrieval = (
+                torch.einsum("nrw,nr->nw", output.reshape(n, n_repeats, -1), weights)
+                for output in (condition, retrieval)
+            )
+            retrieval = F.normalize(retrieval, dim=1)
+        return condition.reshape(n, *self._shape), retrieval
+
+    @torch.inference_mode()
+    def sample(
+        self, condition: Tensor, image_ids: NDArray[np.int64], *, seed: int, number: int = 0
+    ) -> Tensor:
+        """Draw one sample of the prior for each image, in the targets' own units.
+
+        Parameters
+        ----------
+        condition : Tensor of shape (n, tokens, dim)
+            From `decode`.
+        image_ids : int64 array of shape (n,)
+            The noise of an image comes from (seed, image, number), whatever stands beside it.
+        seed : int
+        number : int
+            Which of several samples of the same image.
+
+        Returns
+        -------
+        samples : Tensor of shape (n, tokens, dim)
+        """
+        model, recipe = self._model, self.run.recipe.prior
         assert isinstance(model, BrainModel) and recipe is not None  # see _require_usable
         network = model.prior
         assert network is not None
         schedule = cosine_schedule(recipe.n_steps)
-        nothing = torch.ones(len(brain), dtype=torch.bool, device=self.device)
+        nothing = torch.ones(len(condition), dtype=torch.bool, device=self._device)
 
         def denoise(noised: Tensor, step: Tensor) -> Tensor:
-            clean: Tensor = network(noised, step, brain)
+            clean: Tensor = network(noised, step, condition)
             if recipe.guidance == 1:
                 return clean
-            blind: Tensor = network(noised, step, brain, drop_brain=nothing)
+            blind: Tensor = network(noised, step, condition, drop_brain=nothing)
             return blind + recipe.guidance * (clean - blind)
 
         generators = [
-            torch.Generator().manual_seed(_noise_seed(self.seed, int(image_id)))
-            for image_id in self.table.image_ids[batch.images]
+            torch.Generator().manual_seed(noise_seed(seed, int(image_id), number))
+            for image_id in image_ids
         ]
         if recipe.sampler == "ddpm":
-            samples = sample_ddpm(denoise, schedule, self.shape, generators, device=self.device)
+            samples = sample_ddpm(denoise, schedule, self._shape, generators, device=self._device)
         else:
             samples = sample_ddim(
                 denoise,
                 schedule,
-                self.shape,
+                self._shape,
                 generators,
                 n_steps=recipe.n_sampling_steps,
-                device=self.device,
+                device=self._device,
             )
         return samples / recipe.image_embed_scale
 
 
-def _noise_seed(seed: int, image_id: int) -> int:
-    return int(np.random.SeedSequence([seed, image_id]).generate_state(1, np.uint64)[0] >> 1)
+def noise_seed(seed: int, image_id: int, number: int = 0) -> int:
+    """Return the seed of an image's noise: of its sample ``number`` under ``seed``."""
+    entropy = [seed, image_id, number] if number else [seed, image_id]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
