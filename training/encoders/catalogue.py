@@ -31,16 +31,18 @@ def open_encoder(
         ``efficientnet-lite0`` or ``efficientnet-lite0-160`` (side in pixels, 128 by default),
         ``pixels`` or ``pixels-16`` (grid of 10 x 10 by default); ``sd-vae``, ``taesd``,
         ``vicregl-convnext-xl``, ``vicregl-convnext-xl-augmented``, or one of them with a side in
-        pixels, ``sd-vae-224`` (512 by default); or a model of open_clip.
+        pixels, ``sd-vae-224`` (512 by default); or a model of open_clip, or one of them with
+        ``-squashed``, ``ViT-bigG-14-squashed``, whose pictures are squashed to [0.5, 1].
     pretrained : str, optional
         For open_clip: a pretrained tag, a local weight file, or ``TAG=FILE``; see `ClipEncoder`.
         For ``sd-vae`` and ``taesd``: a local folder or file; see `LatentEncoder`. For
         ``vicregl-convnext-xl``: a local file; see `VicreglEncoder`.
     device : str
         A torch device; of several with commas the first; ``auto``: CUDA where there is one.
-    layer : {"final", "hidden"}
-        ``hidden``, all tokens, is a layer of open_clip's vision transformers. ``sd-vae``,
-        ``taesd`` and ``vicregl-convnext-xl`` have no other layer, and take no notice.
+    layer : {"final", "hidden", "patches"}
+        ``hidden``, all tokens, and ``patches`` are layers of open_clip's vision transformers; see
+        `ClipEncoder`. ``sd-vae``, ``taesd`` and ``vicregl-convnext-xl`` have the layer hidden
+        alone, and take no notice.
 
     Raises
     ------
@@ -59,15 +61,16 @@ def open_encoder(
         if mapped is not None:
             family, side = mapped.group(1), int(mapped.group(2) or 512)
             return _open_map_encoder(family, pretrained, side, one_device(device))
-        from .clip import ClipEncoder
+        from .clip import SQUASHED, ClipEncoder
 
-        return ClipEncoder(name, pretrained, one_device(device), layer)
+        model = name.removesuffix(SQUASHED)
+        return ClipEncoder(model, pretrained, one_device(device), layer, squashed=model != name)
     if pretrained is not None:
         raise EncoderError(f"encoder {name!r} brings its own weights; leave out --pretrained.")
     if layer != "final":
         raise EncoderError(
-            f"encoder {name!r} has the layer final alone; the layer hidden, all tokens, is one of "
-            f"open_clip's vision transformers, such as ViT-L-14."
+            f"encoder {name!r} has the layer final alone; the layer {layer} is one of open_clip's "
+            f"vision transformers, such as ViT-L-14."
         )
     family, size = sized.group(1), sized.group(2)
     if family == "pixels":

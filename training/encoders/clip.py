@@ -1,4 +1,4 @@
-"""CLIP encoders through open_clip: pictures and texts (layer ``final``), or tokens (``hidden``)."""
+"""CLIP encoders through open_clip: pictures and texts, or tokens (``hidden``, ``patches``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from index_builder.embeddings.errors import MissingExtraError
 from index_builder.embeddings.space import EmbeddingSpace, Layer
 
 from ..errors import EncoderError
+from .clip_weights import ClipWeights, read_foreign_weights
 from .unit import unit_class_tokens, unit_rows
+from .weights import fill
+
+SQUASHED = "-squashed"  # ends the name of a model whose pictures are squashed
 
 
 class ClipEncoder:
@@ -31,28 +35,41 @@ class ClipEncoder:
     pretrained : str
         A pretrained tag of open_clip (its weights are fetched from the hub once), or the path of
         a local weight file, or ``TAG=FILE``: a file that you know to hold the weights of the tag,
-        so that the space is that of all who used the tag.
+        so that the space is that of all who used the tag. A file may be open_clip's, OpenAI's or
+        Hugging Face's; see `training.encoders.clip_weights`.
     device : str
         A torch device.
-    layer : {"final", "hidden"}
+    layer : {"final", "hidden", "patches"}
         ``final``: pooled and projected, of unit norm; the space that texts share. ``hidden``: all
         tokens of the last block through the last norm and the projection, divided by the norm of
         the class token, so that this token is the ``final`` embedding: 257 x 768 for ViT-L/14.
+        ``patches``: the tokens of the patches through the last norm, and nothing else:
+        256 x 1664 for ViT-bigG/14.
+    squashed : bool
+        Whether pictures are squashed to [0.5, 1] before they are normalized.
 
     Raises
     ------
     EncoderError
-        If the model or the tag is unknown, the weights can't be read, or the model has no hidden
-        layer of this kind.
+        If the model or the tag is unknown, the weights can't be read or are of another activation
+        than the model, or the model has no such layer.
 
     Notes
     -----
     The hidden layer is the target of Scotti et al. 2023 (arXiv:2305.18274), as their code computes
-    it and as Versatile Diffusion expects it.
+    it and as Versatile Diffusion expects it. The patches are the target of Scotti et al. 2024
+    (arXiv:2403.11207), of squashed pictures: their embedder halves and lifts pixels as if they
+    were in [-1, 1], and they are in [0, 1]. Their SDXL unCLIP was used with these.
     """
 
     def __init__(
-        self, model: str, pretrained: str, device: str = "cpu", layer: Layer = "final"
+        self,
+        model: str,
+        pretrained: str,
+        device: str = "cpu",
+        layer: Layer = "final",
+        *,
+        squashed: bool = False,
     ) -> None:
         try:
             import open_clip
@@ -72,6 +89,8 @@ class ClipEncoder:
                 weights_only=True,
                 **weights.options,
             )
+            if weights.foreign is not None:
+                _load(network, weights.foreign, model)
         except (OSError, RuntimeError, ValueError) as error:
             raise EncoderError(
                 f"the weights {pretrained!r} of {model} can't be loaded: {error} "
@@ -80,11 +99,11 @@ class ClipEncoder:
         self._model = model
         self._network = network.eval()
         self._preprocess = preprocess
+        self._squashed = squashed
         self._device = torch.device(device)
-        dim = int(network.visual.output_dim)
-        tokens = 1 if layer == "final" else _count_tokens(network.visual, model)
+        tokens, dim = _count_numbers(network.visual, layer, model)
         self.space = EmbeddingSpace(
-            model=f"{model}/{weights.name}",
+            model=f"{model}{SQUASHED if squashed else ''}/{weights.name}",
             layer=layer,
             tokens=tokens,
             dim=dim,
@@ -94,15 +113,23 @@ class ClipEncoder:
             "encoder": "open_clip",
             "weights": weights.content,
         }
-        self.takes_text = layer == "final"
+        self._has_text = weights.foreign is None or weights.foreign.has_text
+        self.takes_text = layer == "final" and self._has_text and not squashed
 
     def prepare(self, picture: Image.Image) -> NDArray[np.float32]:
         """Apply the model's own evaluation transform: (3, side, side)."""
         pixels: torch.Tensor = self._preprocess(picture.convert("RGB"))
+        if self._squashed:
+            # (x - mean) / std, of (x + 1) / 2 in place of x.
+            mean, std = (
+                torch.tensor(self._network.visual.preprocess_cfg[name])[:, None, None]
+                for name in ("mean", "std")
+            )
+            pixels = pixels / 2 + (1 - mean) / (2 * std)
         return np.asarray(pixels.numpy(), dtype=np.float32)
 
     def encode(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Embed prepared pictures: unit rows (n, dim), or (n, tokens, dim) of the hidden layer."""
+        """Embed prepared pictures: unit rows (n, dim), or (n, tokens, dim) of the other layers."""
         pixels = torch.from_numpy(batch).to(self._device)
         with torch.inference_mode():
             if self.space.layer == "final":
@@ -117,6 +144,8 @@ class ClipEncoder:
                 output_extra_tokens=True,
             )
             prefix, patches = last["image_intermediates_prefix"][0], last["image_intermediates"][0]
+            if self.space.layer == "patches":
+                return np.asarray(patches.float().cpu().numpy())
             tokens = torch.cat([prefix, patches], dim=1) @ self._network.visual.proj
         return unit_class_tokens(tokens.float().cpu().numpy(), self.space.model)
 
@@ -128,8 +157,19 @@ class ClipEncoder:
         Raises
         ------
         EncoderError
-            If the layer is hidden, which texts don't share, or the tokenizer can't be loaded.
+            If the layer is another than ``final``, which texts don't share, the weights are of
+            the vision tower alone, or the tokenizer can't be loaded.
         """
+        if not self._has_text:
+            raise EncoderError(
+                f"the weights of {self.space} are those of the vision tower alone; give a file of "
+                f"a whole CLIP model to embed texts."
+            )
+        if self._squashed:
+            raise EncoderError(
+                f"{self.space} is of squashed pictures, and texts belong with pictures as they "
+                f"are. Leave {SQUASHED} out of the encoder's name."
+            )
         if not self.takes_text:
             raise EncoderError(
                 f"{self.space} has no place for a text: its tokens are patches of a picture. "
@@ -163,16 +203,19 @@ class _Weights:
         In the name of the space: a tag, or the stem of a file and the start of its SHA-256.
     content : str
         What fixes the weights: the tag that the hub resolves, or a name with the SHA-256's start.
-    source : str
-        What open_clip loads: a tag or a path.
+    source : str or None
+        What open_clip loads: a tag or a path; None for ``foreign`` weights.
     options : dict
-        What a tag tells open_clip beside its weights, for a file that can't.
+        What a tag tells open_clip beside its weights.
+    foreign : ClipWeights or None
+        Weights of a file that open_clip can't load.
     """
 
     name: str
     content: str
-    source: str
+    source: str | None
     options: dict[str, Any]
+    foreign: ClipWeights | None = None
 
 
 def _find_weights(model: str, pretrained: str) -> _Weights:
@@ -180,7 +223,7 @@ def _find_weights(model: str, pretrained: str) -> _Weights:
 
     if Path(pretrained).is_file():
         name = f"{Path(pretrained).stem}@{sha256_file(pretrained)[:12]}"
-        return _Weights(name, name, pretrained, {})
+        return _from_file(name, name, pretrained, {})
     tag, _, file = pretrained.partition("=")
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags or (file and not Path(file).is_file()):
@@ -188,23 +231,52 @@ def _find_weights(model: str, pretrained: str) -> _Weights:
             f"pretrained is {pretrained!r}, which is neither a file nor a tag of {model} nor "
             f"TAG=FILE; its tags: {', '.join(tags) or 'none'}."
         )
-    if not file:
-        return _Weights(tag, tag, tag, {})
     told = open_clip.get_pretrained_cfg(model, tag)
-    options = {
-        "force_quick_gelu": bool(told.get("quick_gelu")),
+    # open_clip 3 warns of another activation than the tag's, and goes on with the wrong one.
+    options: dict[str, Any] = {"force_quick_gelu": bool(told.get("quick_gelu"))}
+    if not file:
+        return _Weights(tag, tag, tag, options)
+    options |= {
         "image_mean": told.get("mean"),
         "image_std": told.get("std"),
         "image_interpolation": told.get("interpolation"),
         "image_resize_mode": told.get("resize_mode"),
     }
-    return _Weights(tag, f"{tag}@{sha256_file(file)[:12]}", file, options)
+    return _from_file(tag, f"{tag}@{sha256_file(file)[:12]}", file, options)
 
 
-def _count_tokens(visual: Any, model: str) -> int:
-    """Return the tokens of a vision transformer that pools by its class token alone."""
+def _from_file(name: str, content: str, file: str, options: dict[str, Any]) -> _Weights:
+    foreign = read_foreign_weights(Path(file))
+    return _Weights(name, content, file if foreign is None else None, options, foreign)
+
+
+def _load(network: Any, weights: ClipWeights, model: str) -> None:
+    """Load all weights of a model, or of its vision tower where there is no other."""
+    from open_clip.transformer import QuickGELU
+
+    is_quick = any(isinstance(module, QuickGELU) for module in network.visual.modules())
+    if weights.quick_gelu is not None and is_quick != weights.quick_gelu:
+        plain = model.removesuffix("-quickgelu")
+        other = plain if is_quick else f"{plain}-quickgelu"
+        raise EncoderError(
+            f"{weights.file} was trained with {'GELU' if is_quick else 'QuickGELU'}, and {model} "
+            f"computes the other one. Name the encoder {other}, or the weights TAG=FILE, as in "
+            f"openai=FILE."
+        )
+    if weights.has_text:
+        fill(network, dict(weights.tensors), weights.file)
+        return
+    prefix = "visual."
+    tensors = {name.removeprefix(prefix): value for name, value in weights.tensors.items()}
+    fill(network.visual, tensors, weights.file)
+
+
+def _count_numbers(visual: Any, layer: Layer, model: str) -> tuple[int, int]:
+    """Return tokens and dim of a layer; tokens are a vision transformer's with a class token."""
     from open_clip.transformer import VisionTransformer
 
+    if layer == "final":
+        return 1, int(visual.output_dim)
     is_usual = (
         isinstance(visual, VisionTransformer)
         and visual.attn_pool is None
@@ -214,8 +286,10 @@ def _count_tokens(visual: Any, model: str) -> int:
     )
     if not is_usual:
         raise EncoderError(
-            f"{model} has no hidden layer of class token and patches in the space of its output; "
-            f"vision transformers such as ViT-L-14 and ViT-bigG-14 have one. Use the layer final."
+            f"{model} has no {layer} layer of class token and patches; vision transformers such "
+            f"as ViT-L-14 and ViT-bigG-14 have one. Use the layer final."
         )
     rows, columns = visual.grid_size
-    return int(rows * columns) + 1
+    if layer == "patches":
+        return int(rows * columns), int(visual.ln_post.normalized_shape[0])
+    return int(rows * columns) + 1, int(visual.output_dim)

@@ -150,8 +150,17 @@ class _ScaledMode(nn.Module):
         return latents * float(self.autoencoder.config.scaling_factor)
 
 
-def _load_vae(file: Path) -> nn.Module:
-    diffusers = _import_diffusers()
+def load_autoencoder(file: Path) -> Any:
+    """Return a VAE of Stable Diffusion, as diffusers has it, with the weights of a file.
+
+    Raises
+    ------
+    EncoderError
+        If the file or the configuration beside it is of another network.
+    MissingExtraError
+        If diffusers is absent.
+    """
+    diffusers = import_diffusers()
     config = _read_config(file.parent / CONFIG)
     state = read_tensors(file, within="state_dict")
     try:
@@ -172,11 +181,15 @@ def _load_vae(file: Path) -> nn.Module:
             f"latent; expected {LATENT_CHANNELS} and {STRIDE}. Give a VAE of Stable Diffusion."
         )
     fill(network, {_current_name(name): value for name, value in state.items()}, file)
-    return _ScaledMode(network)
+    return network
+
+
+def _load_vae(file: Path) -> nn.Module:
+    return _ScaledMode(load_autoencoder(file))
 
 
 def _load_tiny(file: Path) -> nn.Module:
-    network: nn.Module = _import_diffusers().AutoencoderTiny().encoder
+    network: nn.Module = import_diffusers().AutoencoderTiny().encoder
     state = read_tensors(file, within="state_dict")
     fill(network, {f"layers.{name}": value for name, value in state.items()}, file)
     return network
@@ -242,7 +255,8 @@ def _current_name(name: str) -> str:
     return name
 
 
-def _import_diffusers() -> Any:
+def import_diffusers() -> Any:
+    """Return the library, or raise `MissingExtraError` if it is absent."""
     try:
         import diffusers
     except ImportError as error:
