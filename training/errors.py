@@ -10,6 +10,7 @@
     └── SubjectError                a subject folder contradicts itself
         ├── SplitError              an image in two splits; names it and both
         └── SourceError             data to import contradict themselves; names file and row
+            └── OptionError         more is asked of them than they have (a ValueError too)
 
 Messages say what was found, what was expected, where, and what to do, in this order.
 """
@@ -57,3 +58,7 @@ class SplitError(SubjectError):
 
 class SourceError(SubjectError):
     """Data to import into a subject folder are unreadable or contradict each other."""
+
+
+class OptionError(SourceError, ValueError):
+    """What is asked of an import is more than its data have."""

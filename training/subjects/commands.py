@@ -13,19 +13,30 @@ from index_builder.embeddings.terminal import (
     FOLDER,
     emit,
     json_option,
-    key_values,
     open_embeddings,
     seed_option,
 )
 
+from .import_commands import COMMANDS as IMPORT_COMMANDS
+from .nsd_commands import COMMANDS as NSD_COMMANDS
+from .printing import emit_subject
+
 if TYPE_CHECKING:
     from .simulation_config import Nonlinearity
-    from .subject import Subject
 
 
 @click.group()
 def data() -> None:
     """Fill and describe subject folders."""
+
+
+@data.group("import")
+def import_() -> None:
+    """Turn data on disk into a subject folder."""
+
+
+for _command in (*NSD_COMMANDS, *IMPORT_COMMANDS):
+    import_.add_command(_command)
 
 
 @data.command(short_help="Draw pictures, and CLIP-like targets of them.")
@@ -143,88 +154,6 @@ def simulate(
     emit_subject(subject, as_json)
 
 
-@data.group("import")
-def import_() -> None:
-    """Turn data on disk into a subject folder."""
-
-
-@import_.command(short_help="Import an array of voxels and a table of trials.")
-@click.argument("voxels", type=EXISTING)
-@click.argument("trials", type=EXISTING)
-@click.argument("out", type=FOLDER)
-@click.option("--images", type=EXISTING, help="Folder of pictures, or a CSV of image_id and path.")
-@click.option("--name", default="subject", show_default=True, help="What to call the subject.")
-@click.option(
-    "--test-fraction",
-    default=0.1,
-    show_default=True,
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Share of the images to test on.",
-)
-@click.option(
-    "--validation-fraction",
-    default=0.1,
-    show_default=True,
-    type=click.FloatRange(0, 1, max_open=True),
-    help="Share of the other images to validate on.",
-)
-@seed_option
-@json_option
-def arrays(
-    voxels: Path,
-    trials: Path,
-    out: Path,
-    images: Path | None,
-    name: str,
-    test_fraction: float,
-    validation_fraction: float,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Import an array VOXELS (.npy, trials x voxels) and a table TRIALS (.csv, .tsv, .parquet).
-
-    TRIALS has a column image_id and may have session, repeat and split; without split, images are
-    split at random, all repeats of an image together.
-
-    \b
-    Example:  voxseek data import arrays betas.npy trials.csv subj01/ --images photographs/
-    """
-    from .arrays import import_arrays
-
-    subject = import_arrays(
-        out,
-        voxels=voxels,
-        trials=trials,
-        images=images,
-        name=name,
-        test_fraction=test_fraction,
-        validation_fraction=validation_fraction,
-        seed=seed,
-    )
-    emit_subject(subject, as_json)
-
-
-@import_.command(short_help="Import the figures of Miyawaki 2008.")
-@click.argument("source", type=EXISTING)
-@click.argument("out", type=FOLDER)
-@click.option(
-    "--test-figure",
-    required=True,
-    type=click.IntRange(0, 9),
-    help="The figure that is kept for testing.",
-)
-@json_option
-def miyawaki(source: Path, out: Path, test_figure: int, as_json: bool) -> None:
-    """Import Miyawaki 2008's figures: V1_mean_figure.mat, or the folder that holds it.
-
-    \b
-    Example:  voxseek data import miyawaki V1_mean_figure.mat fold3/ --test-figure 3
-    """
-    from .miyawaki import import_miyawaki
-
-    emit_subject(import_miyawaki(source, out, test_figure=test_figure), as_json)
-
-
 @data.command(short_help="Describe a subject folder.")
 @click.argument("subject", type=EXISTING)
 @click.option("--verify", is_flag=True, help="First compare every checksum, decode every image.")
@@ -241,11 +170,3 @@ def info(subject: Path, verify: bool, as_json: bool) -> None:
     if verify:
         opened.verify()
     emit_subject(opened, as_json)
-
-
-def emit_subject(subject: Subject, as_json: bool) -> None:
-    """Print what a subject folder holds."""
-    from .describe import describe
-
-    facts = describe(subject)
-    emit(facts, as_json, [*key_values(facts), f"next: voxseek embed {subject.path} TARGETS"])

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from index_builder.embeddings.errors import MissingExtraError
-
 from ..errors import SourceError
+from .downloads import require_download
+from .hdf5 import open_hdf5
 
 # Name, and place of the colors among the axes after the first.
 _DATASETS = {"imgBrick": -1, "images": 0}
@@ -53,7 +53,7 @@ class ImageStore:
             If the file is missing, no whole HDF5 file, or holds no such dataset.
         """
         file = Path(path).resolve()
-        with _open_hdf5(file) as content:
+        with _open_store(file) as content:
             names = [name for name in _DATASETS if name in content]
             if len(names) != 1:
                 raise SourceError(
@@ -85,7 +85,7 @@ class ImageStore:
                 f"{self.path} has {self.n_images} pictures in {self.dataset}, and image "
                 f"{image_id} was asked for: ids count from 0. Give the store of this data set."
             )
-        with _open_hdf5(self.path) as content:
+        with _open_store(self.path) as content:
             try:
                 pixels: NDArray[Any] = content[self.dataset][image_id]
             except (KeyError, OSError) as error:
@@ -114,20 +114,10 @@ class StoredImage:
         return f"{self.store.path}, {self.store.dataset} {self.image_id}"
 
 
-def _open_hdf5(path: Path) -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingExtraError("h5py", "data", "reading HDF5 files") from error
+def _open_store(path: Path) -> Any:
     if not path.is_file():
         raise SourceError(
             f"{path}, which holds the pictures, is missing. Restore it there, or link it there "
             f"from where it is now."
         )
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise SourceError(
-            f"{path} can't be read as HDF5 ({error}): it is truncated, or another kind of file. "
-            f"Download it again."
-        ) from error
+    return open_hdf5(require_download(path, "an HDF5 file of pictures"))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ..errors import SplitError, SubjectError
+from ..errors import OptionError, SplitError, SubjectError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -135,11 +135,18 @@ def split_around_test(
 
     Raises
     ------
-    ValueError
-        As `assign_splits` does for the images that aren't of the test.
+    OptionError
+        If no image would be left for training.
     """
     shown = np.unique(image_ids)
     is_test = np.isin(shown, np.fromiter(test_ids, np.int64))
+    n_others = int((~is_test).sum())
+    if not 0 <= n_validation < n_others:
+        raise OptionError(
+            f"{n_validation} validation images were asked for, and {n_others} of {len(shown)} "
+            f"images aren't of the test: one has to be left for training. Ask for fewer "
+            f"(--validation-images)."
+        )
     others = assign_splits(shown[~is_test], n_test=0, n_validation=n_validation, seed=seed)
     return {**{int(image_id): "test" for image_id in shown[is_test]}, **others}
 

@@ -87,7 +87,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"imgBrick is float32 of shape \(6, 8, 8, 3\), expected"):
         ImageStore.open(write_store(tmp_path / "b.hdf5", pixels=PIXELS.astype(np.float32)))
     (tmp_path / "c.hdf5").write_text("<html>Access denied</html>")
-    with pytest.raises(SourceError, match="can't be read as HDF5"):
+    with pytest.raises(SourceError, match="is a web page saved under the name of a data file"):
         ImageStore.open(tmp_path / "c.hdf5")
     whole = write_store(tmp_path / "d.hdf5").read_bytes()
     (tmp_path / "d.hdf5").write_bytes(whole[: len(whole) // 2])

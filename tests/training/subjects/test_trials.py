@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from training.errors import SplitError, SubjectError
+from training.errors import OptionError, SplitError, SubjectError
 from training.subjects.trials import (
     assign_splits,
     build_trials,
@@ -92,5 +92,5 @@ def test_given_test_images_stay_the_test() -> None:
     assert sorted(split) == [1, 3, 4, 7, 9]
     others = assign_splits(np.array([1, 4, 9]), n_test=0, n_validation=1, seed=5)
     assert {i: s for i, s in split.items() if s != "test"} == others
-    with pytest.raises(ValueError, match="3 validation images can't be drawn from 3 images"):
+    with pytest.raises(OptionError, match="3 validation images were asked for, and 3 of 5 images"):
         split_around_test(image_ids, [3, 7], n_validation=3, seed=5)

@@ -1,0 +1,1 @@
+"""The release of the Natural Scenes Dataset, as downloaded, and what makes a subject of it."""

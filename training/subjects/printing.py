@@ -1,0 +1,18 @@
+"""How a subject folder is printed, by the commands that make one and the one that describes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from index_builder.embeddings.terminal import emit, key_values
+
+if TYPE_CHECKING:
+    from .subject import Subject
+
+
+def emit_subject(subject: Subject, as_json: bool) -> None:
+    """Print what a subject folder holds."""
+    from .describe import describe
+
+    facts = describe(subject)
+    emit(facts, as_json, [*key_values(facts), f"next: voxseek embed {subject.path} TARGETS"])
