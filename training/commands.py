@@ -43,20 +43,22 @@ set_option = click.option(
     "--encoder",
     default="efficientnet-lite0",
     show_default=True,
-    help="A model of open_clip, sd-vae[-PIXELS], taesd[-PIXELS] or vicregl-convnext-xl[-augmented]"
-    "[-PIXELS] (these with --pretrained), efficientnet-lite0[-PIXELS], or pixels[-SIDE].",
+    help="A model of open_clip (MODEL-squashed: pixels as MindEye2 has them), sd-vae[-PIXELS], "
+    "taesd[-PIXELS] or vicregl-convnext-xl[-augmented][-PIXELS] (these with --pretrained), "
+    "efficientnet-lite0[-PIXELS], or pixels[-SIDE].",
 )
 @click.option(
     "--pretrained",
-    help="For open_clip: a pretrained tag, a local weight file, or TAG=FILE; else a local folder "
-    "or file.",
+    help="For open_clip: a pretrained tag, a local weight file (open_clip's, OpenAI's or Hugging "
+    "Face's), or TAG=FILE; else a local folder or file.",
 )
 @click.option(
     "--layer",
-    type=click.Choice(["final", "hidden"]),
+    type=click.Choice(["final", "hidden", "patches"]),
     default="final",
     show_default=True,
-    help="Pooled output, or all tokens (open_clip's vision transformers).",
+    help="Pooled output; all tokens, projected; or the patches, before the projection (the last "
+    "two: open_clip's vision transformers).",
 )
 @click.option(
     "--batch-size",
@@ -79,30 +81,35 @@ def embed(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Embed IMAGES (a folder of pictures, or a subject) into the embedding folder OUT.
+    """Embed IMAGES into the embedding folder OUT.
 
-    Goes on where an interrupted run stopped.
+    IMAGES: a folder of pictures, a subject, a folder of tar shards or of parquet files, or one
+    .tar, .parquet or .hdf5 file. Goes on where an interrupted run stopped. Pictures that can't be
+    read are left out and listed in OUT/unreadable.parquet; of a subject, they are an error.
 
     \b
     Example:  voxseek embed photographs/ targets/
               voxseek embed subj01/ targets/ --encoder ViT-L-14 --pretrained openai --device cuda
+              voxseek embed laion/ gallery/ --encoder ViT-L-14 --pretrained openai=ViT-L-14.pt
     """
     from .encoders.catalogue import open_encoder
-    from .targets import embed_pictures, list_pictures
+    from .pictures.opening import open_source
+    from .targets import count_unreadable, embed_pictures
 
-    pictures = list_pictures(images)
+    source = open_source(images)
     opened = open_encoder(encoder, pretrained=pretrained, layer=layer, device=device)
+    facts = {"n_pictures": source.n_pictures, "space": opened.space.to_dict(), "out": str(out)}
+    counted = "the pictures" if source.n_pictures is None else f"{source.n_pictures} pictures"
+    lines = [f"{counted} of {images} in {opened.space} (dry run)"]
     if not dry_run:
-        embed_pictures(pictures, out, opened, batch_size=batch_size)
-    facts = {"n_pictures": len(pictures), "space": opened.space.to_dict(), "out": str(out)}
-    emit(
-        facts,
-        as_json,
-        [
-            f"{len(pictures)} pictures in {opened.space}{' (dry run)' if dry_run else f': {out}'}",
-            f"next: voxseek index build {out} INDEX, or voxseek train SUBJECT {out} --out RUN",
-        ],
-    )
+        folder = embed_pictures(source, out, opened, batch_size=batch_size)
+        n_unreadable = count_unreadable(folder)
+        facts |= {"n_pictures": folder.n_rows, "n_unreadable": n_unreadable}
+        lines = [f"{folder.n_rows} pictures in {opened.space}: {out}"]
+        if n_unreadable:
+            lines.append(f"{n_unreadable} can't be read: {out / 'unreadable.parquet'}")
+    lines.append(f"next: voxseek index build {out} INDEX, or voxseek train SUBJECT {out} --out RUN")
+    emit(facts, as_json, lines)
 
 
 # ------------------------------------------------------------------------------- train, predict

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from .errors import EmbeddingError, SpaceMismatchError
 
-Layer = Literal["final", "hidden"]
+Layer = Literal["final", "hidden", "patches"]
 _WRITTEN = re.compile(r"(.+):(\w+):(\d+)x(\d+)(?::(unit|any))?")
 
 
@@ -20,8 +20,9 @@ class EmbeddingSpace:
     ----------
     model : str
         The image encoder, for example ``"ViT-L-14/openai"``.
-    layer : {"final", "hidden"}
-        ``final``: the pooled and projected output; ``hidden``: all tokens of the last layer.
+    layer : {"final", "hidden", "patches"}
+        ``final``: the pooled and projected output; ``hidden``: all tokens of the last layer;
+        ``patches``: those of the picture's patches alone, in the width of the layer.
     tokens : int
         Tokens an image, 1 for ``final``.
     dim : int

@@ -4,13 +4,16 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from index_builder.embeddings.errors import ArtefactError
 from training.encoders.pixels import PixelEncoder
 from training.errors import TargetsError
-from training.targets import embed_pictures, list_pictures
+from training.pictures.listed import PictureList
+from training.targets import count_unreadable, embed_pictures, list_pictures
 
 
 @pytest.fixture
@@ -80,10 +83,34 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(
     assert checksums(tmp_path / "cut") == checksums(tmp_path / "whole")
 
 
-def test_an_unreadable_picture_is_named(pictures: Path, tmp_path: Path) -> None:
+def test_unreadable_pictures_of_a_folder_are_listed(pictures: Path, tmp_path: Path) -> None:
     (pictures / "d.png").write_bytes(b"\x89PNG but not really")
-    with pytest.raises(TargetsError, match=r"d\.png \(image_id 2\) can't be read as a picture"):
-        embed_pictures(list_pictures(pictures), tmp_path / "out", PixelEncoder())
+    (pictures / "e.png").write_bytes(b"")
+    folder = embed_pictures(list_pictures(pictures), tmp_path / "out", PixelEncoder())
+    assert folder.metadata().to_pydict()["image_id"] == [0, 1, 3]
+    assert count_unreadable(folder) == 2
+    listed = pq.read_table(tmp_path / "out" / "unreadable.parquet").to_pylist()
+    assert listed[0] == {
+        "image_id": 2,
+        "image_path": "../pictures/d.png",
+        "caption": "",
+        "reason": "not a picture",
+    }
+    assert listed[1]["image_id"] == 4
+
+
+def test_an_unreadable_picture_of_a_strict_source_is_named(pictures: Path, tmp_path: Path) -> None:
+    (pictures / "d.png").write_bytes(b"\x89PNG but not really")
+    listed = PictureList(list_pictures(pictures)[:], "a subject", is_strict=True)
+    with pytest.raises(TargetsError, match=r"d\.png can't be read as a picture.*Replace or remove"):
+        embed_pictures(listed, tmp_path / "out", PixelEncoder())
+
+
+def test_parts_of_another_size_are_not_continued(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        embed_pictures(list_pictures(pictures), tmp_path / "out", Interrupted(), part_rows=2)
+    with pytest.raises(ArtefactError, match=r"part_rows: 2 there, 3 now"):
+        embed_pictures(list_pictures(pictures), tmp_path / "out", PixelEncoder(), part_rows=3)
 
 
 def test_a_folder_without_pictures_is_refused(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_what_names_no_space(text: str) -> None:
     ("field", "value", "message"),
     [
         ("model", "", "model of an embedding space is empty"),
-        ("layer", "last", r"layer is 'last', expected one of \('final', 'hidden'\)"),
+        ("layer", "last", r"layer is 'last', expected one of \('final', 'hidden', 'patches'\)"),
         ("tokens", 0, "tokens is 0 and dim is 768; both must be at least 1"),
         ("dim", -1, "tokens is 1 and dim is -1"),
     ],
