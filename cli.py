@@ -78,10 +78,11 @@ def voxseek(quiet: bool) -> None:
 def assemble() -> click.Group:
     """Return the command tree; called after the packages are known to be ours."""
     from index_builder.commands import COMMANDS as INDEX_COMMANDS
+    from index_builder.embedding_commands import COMMANDS as EMBEDDING_COMMANDS
     from retrieval.commands import COMMANDS as RETRIEVAL_COMMANDS
     from training.commands import COMMANDS as TRAINING_COMMANDS
 
-    for command in (*TRAINING_COMMANDS, *INDEX_COMMANDS, *RETRIEVAL_COMMANDS):
+    for command in (*TRAINING_COMMANDS, *EMBEDDING_COMMANDS, *INDEX_COMMANDS, *RETRIEVAL_COMMANDS):
         voxseek.add_command(command)
     return voxseek
 

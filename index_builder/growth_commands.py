@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .embedding_commands import drop_option
 from .embeddings.terminal import (
     EXISTING,
     FOLDER,
@@ -108,24 +109,38 @@ def merge(folder: Path, rows_per_shard: int | None, moved: tuple[Path, ...], as_
 @click.option(
     "--values", type=EXISTING, help="... and a file of its values, one a line, such as URLs."
 )
+@drop_option
 @json_option
 def delete(
-    folder: Path, rows: Path | None, column: str | None, values: Path | None, as_json: bool
+    folder: Path,
+    rows: Path | None,
+    column: str | None,
+    values: Path | None,
+    drop: Path | None,
+    as_json: bool,
 ) -> None:
-    """Take rows of INDEX down, by number or by the values of a metadata column.
+    """Take rows of INDEX down: by number, by the values of a metadata column, or by a list.
 
     They are left out of every search from now on; `voxseek index merge` removes their codes too.
 
     \b
     Example:  voxseek index delete index/ --column url --values takedowns.txt
+              voxseek index delete index/ --drop-hashes takedowns.parquet
     """
     from .deletion import delete_rows, find_rows, read_rows
     from .description import describe_index
+    from .embeddings.drop_list import read_drop_list
+    from .takedown import find_listed_rows
 
-    if (rows is None) == (values is None) or (column is None) != (values is None):
-        raise click.UsageError("give either --rows FILE, or --column NAME with --values FILE.")
+    n_given = sum(each is not None for each in (rows, values, drop))
+    if n_given != 1 or (column is None) != (values is None):
+        raise click.UsageError(
+            "give either --rows FILE, or --column NAME with --values FILE, or --drop-hashes FILE."
+        )
     if rows is not None:
         wanted = read_rows(rows)
+    elif drop is not None:
+        wanted = find_listed_rows(folder, read_drop_list(drop))
     else:
         assert column is not None and values is not None
         wanted = find_rows(folder, column, values.read_text().splitlines())

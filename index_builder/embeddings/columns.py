@@ -1,6 +1,6 @@
 """The metadata of an embedding folder: parquet columns, row for row with the vectors.
 
-Names of foreign folders are brought to lower case, and LAION's TEXT becomes ``caption``, for the
+Names of foreign folders are brought to lower case, and the ones of `OTHER_NAMES` to ours, for the
 same data comes as URL and TEXT (the releases) or url and caption (img2dataset's output).
 """
 
@@ -12,9 +12,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .alignment import first_key
 from .errors import PartError
 from .storage import Storage
 from .vectors import open_parquet, read_footer, require_all_rows
+
+# What others call a column, in lower case, and what it is called here. Where a file has both, each
+# keeps its name. All other names of LAION's sets are ours once they are in lower case: url, key,
+# hash, similarity, nsfw, license, language, punsafe, pwatermark, width, height.
+OTHER_NAMES = {
+    "text": "caption",  # LAION-400M, LAION-5B and Re-LAION, beside URL
+    "aesthetic_score": "aesthetic",  # sets derived from LAION-Aesthetics
+}
 
 
 class PartColumns:
@@ -28,6 +37,16 @@ class PartColumns:
         Bring the names to voxseek's form.
     leave_out : str or None
         A stored column that isn't metadata: the vectors.
+
+    Attributes
+    ----------
+    file : str
+    n_rows : int
+    schema : pyarrow.Schema
+    stored_names : dict of str to str
+        What the file calls each column.
+    first_key : int or None
+        Of a foreign file; see `alignment.first_key`.
 
     Raises
     ------
@@ -43,16 +62,17 @@ class PartColumns:
         footer, schema, self._group_rows = read_footer(storage, file)
         self.n_rows = footer.num_rows
         stored = [name for name in schema.names if name != leave_out]
-        names = _normalize(stored) if is_foreign else stored
+        names = normalize_names(stored) if is_foreign else stored
         if len(set(names)) != len(names):
             raise PartError(
                 f"{storage.path_of(file)} has columns {stored}, of which two get the same name: "
                 f"{names}. Rename or drop one."
             )
-        self._stored_names = dict(zip(names, stored, strict=True))
+        self.stored_names = dict(zip(names, stored, strict=True))
         self.schema = pa.schema(
-            [schema.field(old).with_name(new) for new, old in self._stored_names.items()]
+            [schema.field(old).with_name(new) for new, old in self.stored_names.items()]
         )
+        self.first_key = first_key(footer, self.stored_names) if is_foreign else None
 
     def read_rows(self, rows: np.ndarray, schema: Any) -> Any:
         """Return rows, given in increasing order, from the row groups that hold them alone."""
@@ -75,8 +95,28 @@ class PartColumns:
                 n_read += len(batch)
             require_all_rows(n_read, self.n_rows)
 
+    def count_nulls(self) -> dict[str, int | None]:
+        """Return how many values of each column are null by the footer; None where it is silent.
+
+        It is silent of columns of lists and structs.
+        """
+        footer, _, _ = read_footer(self._storage, self.file)
+        counts: dict[str, int | None] = dict.fromkeys(self.stored_names.values(), 0)
+        seen = set()
+        for group in (footer.row_group(i) for i in range(footer.num_row_groups)):
+            for chunk in (group.column(i) for i in range(group.num_columns)):
+                name, before = chunk.path_in_schema, counts.get(chunk.path_in_schema)
+                seen.add(name)
+                if before is not None:
+                    has_count = chunk.statistics is not None and chunk.statistics.has_null_count
+                    counts[name] = before + chunk.statistics.null_count if has_count else None
+        return {
+            new: counts[old] if old in seen or not footer.num_row_groups else None
+            for new, old in self.stored_names.items()
+        }
+
     def _stored(self, schema: Any) -> list[str]:
-        return [self._stored_names[name] for name in schema.names]
+        return [self.stored_names[name] for name in schema.names]
 
     def _to_schema(self, table: Any, schema: Any) -> Any:
         table = table.select(self._stored(schema)).rename_columns(schema.names)
@@ -117,8 +157,8 @@ def unify_schemas(storage: Storage, parts: Sequence[PartColumns]) -> Any:
     return unified.remove_metadata()
 
 
-def _normalize(names: list[str]) -> list[str]:
+def normalize_names(names: Sequence[str]) -> list[str]:
+    """Return the names that columns of a foreign file get; two of them may become the same."""
     lowered = [name.lower() for name in names]
-    if "caption" in lowered:
-        return lowered
-    return ["caption" if name == "text" else name for name in lowered]
+    ours = [OTHER_NAMES.get(name, name) for name in lowered]
+    return [old if new in lowered else new for old, new in zip(lowered, ours, strict=True)]

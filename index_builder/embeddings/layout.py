@@ -5,13 +5,15 @@
     space.json                                         in folders that voxseek wrote
 
 This is what ``clip-retrieval inference`` writes, with the width of N depending on the number of
-parts. Also understood: ``text_emb`` instead of ``img_emb``; npy files alone; parquet files with
-the vectors in a column. Row order is the order of the integers N, never of the names: the width
-of N varies, and "img_emb_10" sorts before "img_emb_2".
+parts. Also understood: ``text_emb`` instead of ``img_emb``; the metadata of the folder NAME in
+``NAME-metadata/``, as LAION-5B was released; npy and parquet files side by side; npy files alone;
+parquet files with the vectors in a column. Row order is the order of the integers N, never of the
+names: the width of N varies, and "img_emb_10" sorts before "img_emb_2".
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -126,10 +128,10 @@ def discover_parts(storage: Storage, modality: str) -> tuple[PartFiles, ...]:
     PartError
         If an npy file has no metadata file or the reverse.
     """
-    metadata = _files(storage, METADATA_FOLDER, ".parquet")
     for folder in (modality, ""):
         vectors = _files(storage, folder, ".npy")
         if vectors:
+            metadata = _find_metadata(storage, folder)
             if not metadata:
                 return tuple(PartFiles(file, None) for file in vectors.values())
             return _pair(storage, vectors, metadata)
@@ -143,6 +145,20 @@ def discover_parts(storage: Storage, modality: str) -> tuple[PartFiles, ...]:
         f"{storage.path_of('')} holds no embeddings: expected {modality}/*.npy with "
         f"{METADATA_FOLDER}/*.parquet, or *.npy, or *.parquet with a column of vectors.{hint}"
     )
+
+
+def _find_metadata(storage: Storage, vector_folder: str) -> dict[tuple[int, ...], str]:
+    """Return the metadata files of npy files in ``vector_folder``, from where there are any."""
+    root = storage.path_of("")
+    name = os.path.basename(os.path.abspath(root)) if storage.is_local else root.split("/")[-1]
+    places = [METADATA_FOLDER, f"{name}-metadata", *([""] if not vector_folder else [])]
+    found = {place: files for place in places if (files := _files(storage, place, ".parquet"))}
+    if len(found) > 1:
+        raise EmbeddingError(
+            f"{root} holds parquet files in {' and in '.join(place or '.' for place in found)}; "
+            f"expected metadata in one place. Move the others away."
+        )
+    return next(iter(found.values()), {})
 
 
 def require_finished(storage: Storage, files_at_root: Iterable[str]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, TypeVar
 
+from .alignment import require_rising_keys
 from .artefact import fingerprint, parse_manifest
 from .columns import PartColumns, unify_schemas
 from .errors import ArtefactError, EmbeddingError, PartError, SpaceMismatchError
@@ -164,6 +165,8 @@ def _inspect_foreign(
             f"in Python space=EmbeddingSpace(...)."
         )
     parts = _inspect_parts(storage, files, sizes, space, is_foreign=True)
+    beside = [part.columns for part in parts if part.columns and part.columns.file != part.file]
+    require_rising_keys(storage, beside)
     ordered = [
         [file, part.n_rows, sizes[file]]
         for part, pair in zip(parts, files, strict=True)
