@@ -28,7 +28,7 @@ from index_builder.embeddings.artefact import (
     write_manifest,
 )
 
-from .contract import ReconstructionError
+from ..errors import ReconstructionError
 
 KIND = "reconstruction"
 FORMAT_VERSION = 1

@@ -21,6 +21,7 @@ from training.predict import Predictor, noise_seed
 from training.samples import Batch
 from training.subjects.subject import Subject
 
+from ..errors import ReconstructionError
 from .artefact import (
     IMAGES,
     LOW_LEVEL,
@@ -38,7 +39,7 @@ from .artefact import (
     save_picture,
 )
 from .contact_sheet import write_contact_sheet
-from .contract import Decoder, ReconstructionError
+from .contract import Decoder
 from .low_level import LowLevelPictures
 from .picking import Picker
 from .retrieved import Retrieved, RetrievedPictures

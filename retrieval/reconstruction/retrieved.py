@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import PictureError
+from ..errors import PictureError, ReconstructionError
 from ..images.sources import PictureSources
 from ..searching.engine import SearchEngine
 from ..searching.request import SearchRequest
-from .contract import ReconstructionError
 
 
 @dataclass(frozen=True)

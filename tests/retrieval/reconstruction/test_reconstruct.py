@@ -12,9 +12,9 @@ from PIL import Image
 from index_builder.build import build_index
 from index_builder.embeddings.collection import Collection
 from index_builder.planning import plan_index
+from retrieval.errors import ReconstructionError
 from retrieval.images.sources import PictureSources
 from retrieval.reconstruction.artefact import Reconstruction
-from retrieval.reconstruction.contract import ReconstructionError
 from retrieval.reconstruction.picking import Picker
 from retrieval.reconstruction.reconstruct import Makers, reconstruct
 from retrieval.reconstruction.retrieved import RetrievedPictures
