@@ -8,14 +8,17 @@ RetrievalError          root; a VoxseekError
 ├── ConfidenceError     a confidence can't be fitted, or doesn't hold for what is asked of it
 ├── ClusterError        no worker of a cluster could search, or none in time
 ├── DemoError           a demo folder holds something else
-├── PictureError        a picture can't be read or fetched; `reason` counts it
+├── ReconstructionError a decoder has no weights, or can't decode what it is given
 ├── ResultsError        a results folder can't be written or read as asked
 └── ServingError        a server can't be started as asked (`serving.problems`)
+
+PictureError, a picture that can't be read or fetched, is the `TrainingError` of those who embed.
 """
 
 from __future__ import annotations
 
 from index_builder.embeddings.errors import VoxseekError
+from training.pictures.errors import PictureError as PictureError
 
 
 class RetrievalError(VoxseekError):
@@ -38,6 +41,10 @@ class ResultsError(RetrievalError):
     """A results folder can't be written or read as asked."""
 
 
+class ReconstructionError(RetrievalError):
+    """A decoder's weights can't be had, or it can't decode what it is given."""
+
+
 class DemoError(RetrievalError):
     """A folder can't take a demo, or its pictures don't suffice for one."""
 
@@ -48,21 +55,6 @@ class FilterError(SearchError):
 
 class ConfidenceError(RetrievalError):
     """A confidence can't be fitted on these queries, or doesn't hold for this search."""
-
-
-class PictureError(RetrievalError):
-    """A picture that can't be had.
-
-    Parameters
-    ----------
-    reason : str
-        A few words by which failures are counted, such as ``"HTTP 404"``.
-    message : str
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class ClusterError(RetrievalError):

@@ -16,8 +16,10 @@ from .normalization import SessionStatistics
 from .recipe import Recipe, load_recipe
 from .reference_weights import ReferenceFinalPrior, ReferenceWeights, load_reference
 
-# The encoder of both published models: CLIP ViT-L/14, by the name that `voxseek embed` gives it.
+# Encoders by the names that `voxseek embed` gives them: that of both published models (CLIP
+# ViT-L/14), and that of MindEye2, whose targets of (tokens, dim) have no class token.
 _ENCODER = "ViT-L-14/openai"
+_PATCH_ENCODERS = {(256, 1664): "ViT-bigG-14-squashed/laion2b_s39b_b160k"}
 
 
 def import_reference(
@@ -52,8 +54,7 @@ def import_reference(
     require_free(root, (RECIPE,), "a run is", RunError)
     reference = load_reference(path)
     recipe = recipe_of(reference)
-    layer: Layer = "final" if reference.tokens == 1 else "hidden"
-    space = EmbeddingSpace(_ENCODER, layer, reference.tokens, reference.dim, unit_norm=False)
+    space = space_of(reference)
     parts = {
         "voxel_layers.0": reference.voxel_layer,
         "trunk": reference.trunk,
@@ -90,6 +91,20 @@ def import_reference(
             "imported": {"file": Path(path).name, "bytes": os.stat(path).st_size},
         },
     )
+
+
+def space_of(reference: ReferenceWeights) -> EmbeddingSpace:
+    """Return the space of a checkpoint, which doesn't name it: told by tokens and dim.
+
+    257 x 768 is the hidden layer of ViT-L/14, with its class token, and 1 x 768 the final one
+    (Scotti et al. 2023, arXiv:2305.18274); 256 x 1664 are the patches of ViT-bigG/14 (Scotti et
+    al. 2024, arXiv:2403.11207).
+    """
+    tokens, dim = reference.tokens, reference.dim
+    if (tokens, dim) in _PATCH_ENCODERS:
+        return EmbeddingSpace(_PATCH_ENCODERS[tokens, dim], "patches", tokens, dim, unit_norm=False)
+    layer: Layer = "final" if tokens == 1 else "hidden"
+    return EmbeddingSpace(_ENCODER, layer, tokens, dim, unit_norm=False)
 
 
 def recipe_of(reference: ReferenceWeights) -> Recipe:

@@ -27,6 +27,7 @@ _SIDE_INCHES, _LETTER_INCHES = 0.75, 0.08  # left of a panel, and of a letter of
 _DOTS_PER_INCH = 150
 _PANELS_A_ROW = 3
 _MOST_BINS = 60
+_FEWEST_BARS = 4  # for which a panel has room: one alone would be a block
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _draw_bars(axes: Any, panel: Bars) -> None:
     names, values = list(panel.values), list(panel.values.values())
     axes.barh(range(len(names)), values, color=_FILL, height=0.62)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(names), _FEWEST_BARS) - 0.5, -0.5)  # from top to bottom
     for i, value in enumerate(values):
         axes.annotate(
             f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}",

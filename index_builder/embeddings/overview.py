@@ -81,7 +81,7 @@ def notes_on(folder: EmbeddingFolder) -> Iterator[str]:
 def find_pictures(
     folder: EmbeddingFolder, rows: np.ndarray, images: str | os.PathLike[str] | None
 ) -> list[np.ndarray]:
-    """Return the pictures of the first rows that have one, small: up to 6 of (h, w, 3), uint8.
+    """Return the pictures of a few rows that have one, small: up to 6 of (h, w, 3), uint8.
 
     Parameters
     ----------
@@ -94,7 +94,8 @@ def find_pictures(
     if _PICTURE_COLUMN not in folder.columns:
         return pictures
     root = Path(images or folder.path)
-    tried = folder.metadata(rows[:_MOST_TRIED], [_PICTURE_COLUMN])[_PICTURE_COLUMN].to_pylist()
+    drawn = np.random.default_rng(0).permutation(rows)[:_MOST_TRIED]
+    tried = folder.metadata(drawn, [_PICTURE_COLUMN])[_PICTURE_COLUMN].to_pylist()
     for path in (root / str(each) for each in tried if each is not None):
         if len(pictures) < _N_PICTURES and path.is_file():
             try:

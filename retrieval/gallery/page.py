@@ -15,15 +15,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import TextIOWrapper
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from index_builder.embeddings.artefact import atomic_write
-from training.subjects.image_store import StoredImage
 
+from ..images.decoding import Place
 from .thumbnails import N_PIXELS, ThumbnailSheet
 
 _COPY_CHARACTERS = 1 << 20
@@ -39,7 +38,7 @@ class GalleryHit:
         Row of the gallery that was searched.
     score : float
         Cosine with the query.
-    image : Path, StoredImage or None
+    image : Place or None
         What to show; None where there is none.
     caption : str
     is_seen : bool
@@ -48,7 +47,7 @@ class GalleryHit:
 
     row: int
     score: float
-    image: Path | StoredImage | None
+    image: Place | None
     caption: str
     is_seen: bool
 
@@ -67,7 +66,7 @@ class GalleryQuery:
     ----------
     label : str
         Heading of the trial: ``"subj01, image 1234"``.
-    seen_image : Path, StoredImage or None
+    seen_image : Place or None
     seen_caption : str
     n_trials : int or None
         Trials averaged into the query; None if it is not known.
@@ -79,7 +78,7 @@ class GalleryQuery:
     """
 
     label: str
-    seen_image: Path | StoredImage | None
+    seen_image: Place | None
     seen_caption: str
     n_trials: int | None
     hits: tuple[GalleryHit, ...]

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from index_builder.embeddings.collection import Collection
-from training.subjects.image_store import StoredImage
 from training.subjects.subject import Subject
 
 from ..confidence.observations import images_held
 from ..errors import ResultsError
+from ..images.decoding import Place
 from ..results import Results
 from ..searching.engine import SearchEngine
 from ..searching.queries import QuerySet
@@ -75,7 +75,7 @@ def write_results_gallery(
     results : Results
     engine : SearchEngine
         Whose embedding folders know the pictures of the hits (column ``image_path``, relative to
-        the folder of the row).
+        the folder of the row, and maybe into an archive).
     queries : QuerySet
         What was searched for; a column ``image_id`` says which image was seen.
     subject : Subject or None
@@ -141,7 +141,7 @@ def _queries(
             (hit for hit in rows if image_id is not None and hit.get("image_id") == image_id), None
         )
         if subject is not None and subject.has_images and image_id is not None:
-            seen_image: Path | StoredImage | None = subject.image(image_id)
+            seen_image: Place | None = subject.image(image_id)
             caption = captions.get(image_id, "")
         else:
             seen_image = _picture(engine.embeddings, own) if own is not None else None

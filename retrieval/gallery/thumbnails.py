@@ -8,13 +8,12 @@ from __future__ import annotations
 import base64
 import logging
 from io import BytesIO
-from pathlib import Path
 from typing import IO
 
 from PIL import Image, ImageOps
 
-from training.errors import SubjectError
-from training.subjects.image_store import StoredImage
+from ..errors import PictureError
+from ..images.decoding import Place, open_picture
 
 logger = logging.getLogger("voxseek")
 
@@ -45,10 +44,10 @@ class ThumbnailSheet:
             raise ValueError(f"n_pixels is {n_pixels}, expected at least 1.")
         self._sink = sink
         self._n_pixels = n_pixels
-        self._symbols: dict[Path | StoredImage, str | None] = {}
+        self._symbols: dict[Place, str | None] = {}
         self.n_unavailable = 0
 
-    def symbol(self, where: Path | StoredImage | None) -> str | None:
+    def symbol(self, where: Place | None) -> str | None:
         """Return the name of an image's symbol, or None if there is no image to show."""
         if where is None:
             return None
@@ -56,17 +55,10 @@ class ThumbnailSheet:
             self._symbols[where] = self._add(where, f"image-{len(self._symbols)}")
         return self._symbols[where]
 
-    def _add(self, where: Path | StoredImage, name: str) -> str | None:
+    def _add(self, where: Place, name: str) -> str | None:
         try:
             content = encode_thumbnail(where, self._n_pixels)
-        except (
-            SubjectError,
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-        ) as error:
-            # Pillow reports a damaged PNG as SyntaxError.
+        except PictureError as error:
             logger.warning("image not available: %s (%s)", where, error)
             self.n_unavailable += 1
             return None
@@ -78,25 +70,26 @@ class ThumbnailSheet:
         return name
 
 
-def encode_thumbnail(where: Path | StoredImage, n_pixels: int) -> bytes:
+def encode_thumbnail(where: Place, n_pixels: int) -> bytes:
     """Return the middle square of an image as WebP of at most `MAX_BYTES`, where quality allows.
 
     Parameters
     ----------
-    where : Path or StoredImage
+    where : Place
     n_pixels : int
         Side of the result.
+
+    Raises
+    ------
+    PictureError
+        If there is no picture, or it can't be read.
     """
-    with where.open() if isinstance(where, StoredImage) else Image.open(where) as opened:
-        opened.draft("RGB", (2 * n_pixels, 2 * n_pixels))  # JPEG decodes to a fraction of its size.
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
-            shown = Image.new("RGBA", upright.size, (*_BACKDROP, 255))
-            shown.alpha_composite(upright.convert("RGBA"))
-            upright = shown
-        square = ImageOps.fit(
-            upright.convert("RGB"), (n_pixels, n_pixels), Image.Resampling.LANCZOS
-        )
+    upright = ImageOps.exif_transpose(open_picture(where))
+    if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+        shown = Image.new("RGBA", upright.size, (*_BACKDROP, 255))
+        shown.alpha_composite(upright.convert("RGBA"))
+        upright = shown
+    square = ImageOps.fit(upright.convert("RGB"), (n_pixels, n_pixels), Image.Resampling.LANCZOS)
     for quality in _QUALITIES:
         buffer = BytesIO()
         square.save(buffer, "WEBP", quality=quality, method=4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from index_builder.embeddings.collection import Collection
 
 from ..errors import PictureError
 from .addresses import PUBLIC, Network
-from .decoding import decode_picture
+from .decoding import decode_picture, open_picture
 from .fetching import FetchLimits, fetch_all
 from .tar_shards import TarShards
 
@@ -30,7 +29,8 @@ class PictureSources:
     Parameters
     ----------
     embeddings : Collection
-        A path in the column ``image_path`` is relative to the folder of its row.
+        A path in the column ``image_path`` is relative to the folder of its row, and may go on
+        into an archive; see `training.pictures.places`.
     shards : TarShards or None
         Where a picture is found by the column ``key``, or by the name in ``image_path``, which is
         the key in folders that clip-retrieval wrote from shards.
@@ -109,7 +109,7 @@ class PictureSources:
         path = fact.get("image_path")
         folder = self.embeddings.folders[bisect_right(self.embeddings.row_starts, row) - 1]
         if path and folder.is_local:
-            picture = _decode(os.path.join(folder.path, str(path)), "")
+            picture = _open(Path(folder.path, str(path)))
         if isinstance(picture, PictureError) and self.shards is not None:
             key = fact.get("key") or (PurePosixPath(str(path)).stem if path else None)
             if key:
@@ -123,8 +123,15 @@ class PictureSources:
             return error
 
 
-def _decode(content: bytes | str, where: str) -> Image.Image | PictureError:
+def _open(path: Path) -> Image.Image | PictureError:
     try:
-        return decode_picture(Path(content) if isinstance(content, str) else content, where=where)
+        return open_picture(path)
+    except PictureError as error:
+        return error
+
+
+def _decode(content: bytes, where: str) -> Image.Image | PictureError:
+    try:
+        return decode_picture(content, where=where)
     except PictureError as error:
         return error

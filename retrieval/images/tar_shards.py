@@ -7,14 +7,13 @@ begins with the name of its shard.
 from __future__ import annotations
 
 import os
-import tarfile
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from training.pictures.tar_files import Member, list_members, read_member
 
 from ..errors import PictureError
-from .decoding import PICTURE_SUFFIXES, TOO_LARGE
 
-MAX_BYTES = 64 << 20  # of one picture
 _SHARDS_KEPT = 64  # whose listings are kept: about a megabyte each, for ten thousand samples
 
 
@@ -57,31 +56,16 @@ class TarShards:
             raise PictureError(
                 "no such shard", f"{self.folder} has no shard whose name begins the key {key!r}."
             )
-        try:
-            place = self._members(shard).get(key)
-            if place is None:
-                raise PictureError("not in its shard", f"{shard} holds no picture {key!r}.")
-            start, n_bytes = place
-            if n_bytes > MAX_BYTES:
-                raise PictureError(
-                    TOO_LARGE, f"{key!r} in {shard} has {n_bytes} bytes; at most {MAX_BYTES}."
-                )
-            with open(shard, "rb") as handle:
-                handle.seek(start)
-                content = handle.read(n_bytes)
-        except (OSError, tarfile.TarError) as error:
-            raise PictureError("damaged shard", f"{shard} can't be read: {error}") from error
-        if len(content) < n_bytes:
-            raise PictureError("damaged shard", f"{shard} ends within {key!r}.")
-        return content
+        member = self._members(shard).get(key)
+        if member is None:
+            raise PictureError("not in its shard", f"{shard} holds no picture {key!r}.")
+        return read_member(shard, member)
 
 
-def _list_pictures(shard: Path) -> dict[str, tuple[int, int]]:
-    """Return start and bytes of each picture of a shard, by key; reads the headers alone."""
-    places = {}
-    with tarfile.open(shard, "r:") as archive:
-        for member in archive:
-            name = PurePosixPath(member.name)
-            if member.isreg() and not member.issparse() and name.suffix.lower() in PICTURE_SUFFIXES:
-                places[name.name.partition(".")[0]] = member.offset_data, member.size
-    return places
+def _list_pictures(shard: Path) -> dict[str, Member]:
+    """Return the picture of each key of a shard; reads the headers alone."""
+    pictures: dict[str, Member] = {}
+    for member in list_members(shard):
+        if member.is_picture:
+            pictures.setdefault(member.key, member)
+    return pictures

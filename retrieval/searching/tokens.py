@@ -49,7 +49,7 @@ class TokenStage:
         Of the tokens' space.
     tokens : QuerySet
         What a brain says of each query, row for row, as tokens: predictions of a run that was
-        trained on the hidden layer.
+        trained on the hidden layer, or on patches.
     n_live : int
         Pictures that are ranked, for each query.
     dead_share : float
@@ -91,7 +91,7 @@ class TokenStage:
         if tokens.space is None or not isinstance(tokens.source, EmbeddingFolder):
             raise QueryError(
                 f"{tokens.label} is no embedding folder; expected one that a run wrote, trained "
-                f"on the hidden layer."
+                f"on the hidden layer or on patches."
             )
         tokens.space.require_comparable(encoder.space, mine=tokens.label, theirs="the encoder")
         self._engine, self._pictures, self._encoder = engine, pictures, encoder
@@ -275,10 +275,11 @@ def open_token_stage(
     ------
     QueryError, SpaceMismatchError, PictureError, EncoderError
     """
-    if tokens.space is None or tokens.space.layer != "hidden":
+    if tokens.space is None or tokens.space.layer == "final":
         raise QueryError(
             f"{tokens.label} is in {tokens.space or 'no space that it knows'}; the second stage "
-            f"compares tokens: give predictions of a run that was trained on the hidden layer."
+            f"compares tokens: give predictions of a run that was trained on the hidden layer "
+            f"or on patches."
         )
     sources = PictureSources(
         engine.embeddings,

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
+from index_builder.embeddings.space import Layer
+
 from .questions import Row
 
 
@@ -67,7 +69,7 @@ class Space(BaseModel):
     """What vectors of an index mean."""
 
     model: Annotated[str, Field(examples=["ViT-L-14/openai"])]
-    layer: Literal["final", "hidden"]
+    layer: Layer
     tokens: Annotated[int, Field(ge=1)]
     dim: Annotated[int, Field(ge=1)]
     unit_norm: bool

@@ -95,7 +95,7 @@ def test_info_draws_a_picture(
 def test_pictures_are_those_that_can_be_read(laion: Path) -> None:
     folder = EmbeddingFolder.open(laion, space=EmbeddingSpace.parse(SPACE))
     pictures = find_pictures(folder, np.arange(N_ROWS), None)
-    assert [picture[0, 0, 0] for picture in pictures] == [30, 40, 50]
+    assert sorted(picture[0, 0, 0] for picture in pictures) == [30, 40, 50]
     assert {picture.shape for picture in pictures} == {(320, 320, 3)}
     assert find_pictures(folder, np.arange(4, 6), laion)[0][0, 0, 0] == 40
     assert find_pictures(folder, np.arange(N_ROWS), laion / "pictures") == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from click.testing import CliRunner
 
 import cli
+from index_builder.embeddings.space import EmbeddingSpace
 from tests.training.reference.published import NAMES, published, relative_difference
 from training.checkpoint import Run
 from training.errors import RunError
 from training.predict import predict
-from training.reference_run import import_reference
+from training.reference_run import import_reference, recipe_of, space_of
 from training.subjects.subject import write_subject
 
 
@@ -62,6 +64,23 @@ def test_an_imported_run_predicts_what_the_published_code_does(name: str, tmp_pa
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # stored as float16
     sampled = predict(tmp_path / "run", subject, tmp_path / "prior", head="prior")
     assert np.isfinite(sampled.take(np.arange(n)).astype(np.float32)).all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "dim", "expected"),
+    [
+        (257, 768, "ViT-L-14/openai:hidden:257x768:any"),
+        (256, 1664, "ViT-bigG-14-squashed/laion2b_s39b_b160k:patches:256x1664:any"),
+        (1, 768, "ViT-L-14/openai:final:1x768:any"),
+    ],
+)
+def test_the_space_follows_from_the_shape(
+    tokens: int, dim: int, expected: str, tmp_path: Path
+) -> None:
+    reference = replace(published("mindeye_tokens").load(tmp_path), tokens=tokens, dim=dim)
+    assert space_of(reference) == EmbeddingSpace.parse(expected)
+    target = recipe_of(reference).target
+    assert target is not None and (target.tokens, target.dim) == (tokens, dim)
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

@@ -67,7 +67,8 @@ def read_tar_picture(shard: Path, name: str) -> bytes:
 
 def _is_archive(path: Path) -> bool:
     suffixes = (*TAR_SUFFIXES, *STORE_SUFFIXES, *PARQUET_SUFFIXES)
-    return path.suffix.lower() in suffixes and path.is_file()
+    # os.path.isfile says no where Path.is_file raises: names too long, folders without permission.
+    return path.suffix.lower() in suffixes and os.path.isfile(path)
 
 
 @lru_cache(maxsize=_LISTINGS_KEPT)

@@ -157,16 +157,18 @@ def simulate(
 @data.command(short_help="Describe a subject folder.")
 @click.argument("subject", type=EXISTING)
 @click.option("--verify", is_flag=True, help="First compare every checksum, decode every image.")
+@click.option("--plot", metavar="FILE.png", type=FOLDER, help="Draw counts, ceilings, pictures.")
 @json_option
-def info(subject: Path, verify: bool, as_json: bool) -> None:
+def info(subject: Path, verify: bool, plot: Path | None, as_json: bool) -> None:
     """Describe the subject folder SUBJECT: counts, splits, repeats, voxels, noise ceiling.
 
     \b
     Example:  voxseek data info demo/subject --verify
+              voxseek data info subj01/ --plot subj01.png
     """
     from .subject import Subject
 
     opened = Subject.open(subject)
     if verify:
         opened.verify()
-    emit_subject(opened, as_json)
+    emit_subject(opened, as_json, plot)

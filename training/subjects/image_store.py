@@ -61,7 +61,7 @@ class ImageStore:
                     f"{' or '.join(_DATASETS)}: nsd_stimuli.hdf5 has the first, MindEye2's "
                     f"coco_images_224_float16.hdf5 the second."
                 )
-            found = content[names[0]]
+            found = _dataset_within(content, names[0], file)
             colors = found.shape[1:][_DATASETS[names[0]]] if found.ndim == 4 else None
             kind = "u" if names[0] == "imgBrick" else "f"
             if colors != 3 or found.dtype.kind != kind or not found.shape[0]:
@@ -87,7 +87,7 @@ class ImageStore:
             )
         with _open_store(self.path) as content:
             try:
-                pixels: NDArray[Any] = content[self.dataset][image_id]
+                pixels: NDArray[Any] = _dataset_within(content, self.dataset, self.path)[image_id]
             except (KeyError, OSError) as error:
                 raise SourceError(
                     f"{self.path}: picture {image_id} can't be read ({error}); download the file "
@@ -112,6 +112,21 @@ class StoredImage:
 
     def __str__(self) -> str:
         return f"{self.store.path}, {self.store.dataset} {self.image_id}"
+
+
+def _dataset_within(content: Any, name: str, path: Path) -> Any:
+    """Return a dataset whose bytes are in this very file.
+
+    HDF5 knows links, external storage and virtual datasets: by any of them a file from a stranger
+    could show another file of this machine as a picture.
+    """
+    link = type(content.get(name, getlink=True)).__name__
+    if link != "HardLink" or content[name].external or content[name].is_virtual:
+        raise SourceError(
+            f"{path}: {name} refers to another place or file instead of holding the pictures. "
+            f"Expected a plain dataset; download the file from its source."
+        )
+    return content[name]
 
 
 def _open_store(path: Path) -> Any:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +27,7 @@ from retrieval.results import write_results
 from retrieval.searching.engine import SearchEngine
 from retrieval.searching.queries import load_queries
 from retrieval.searching.request import SearchRequest
+from tests.retrieval.images.archives import write_archives
 
 SPACE = EmbeddingSpace("a model", "final", 1, 8, True)
 
@@ -115,6 +119,27 @@ def test_pictures_are_those_of_the_folder_of_the_row(tmp_path: Path) -> None:
     results = write_results(tmp_path / "results", engine, queries, SearchRequest(1))
     text = write_results_gallery(results, engine, queries, title="Test").read_text()
     assert text.count("data:image/") == 2  # each found first, and shown once
+
+
+def test_pictures_in_archives_are_shown(tmp_path: Path) -> None:
+    places = [
+        place.relative_to(tmp_path).as_posix()
+        for name, color in (("red", (255, 0, 0)), ("blue", (0, 0, 255)))
+        for place in write_archives(tmp_path / name, Image.new("RGB", (16, 16), color)).values()
+    ]
+    paths = [*(f"../{place}" for place in places), "../red/0.tar/a/8.png", None]
+    write(tmp_path / "gallery", np.eye(8), {"image_id": np.arange(8), "image_path": paths})
+    build_index(Collection.open([tmp_path / "gallery"]), tmp_path / "index", plan_index(8, SPACE))
+    engine = SearchEngine.open(tmp_path / "index")
+    queries = load_queries(tmp_path / "gallery")
+    results = write_results(tmp_path / "results", engine, queries, SearchRequest(1))
+    text = write_results_gallery(results, engine, queries, title="Test").read_text()
+    shown = re.findall('data:image/webp;base64,([^"]+)', text)
+    colors = [
+        Image.open(BytesIO(base64.b64decode(content))).resize((1, 1)).getpixel((0, 0))
+        for content in shown
+    ]
+    assert [color[0] > 200 > 50 > color[2] for color in colors] == [True] * 3 + [False] * 3
 
 
 def test_images_that_were_taken_down_are_not_held(engine: SearchEngine) -> None:

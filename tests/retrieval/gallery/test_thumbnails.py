@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from retrieval.gallery.thumbnails import MAX_BYTES, ThumbnailSheet, encode_thumbnail
+from tests.retrieval.images.archives import KINDS, write_archives
+from training.subjects.image_store import ImageStore, StoredImage
 
 
 def decoded(path: Path, n_pixels: int = 64) -> Image.Image:
@@ -37,6 +39,24 @@ def test_camera_rotation_is_applied(tmp_path: Path) -> None:
 def test_transparency_becomes_white(tmp_path: Path) -> None:
     Image.new("RGBA", (32, 32), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert np.asarray(decoded(tmp_path / "clear.png")).min() > 250
+
+
+def test_a_cut_out_of_a_palette_becomes_white(tmp_path: Path) -> None:
+    Image.new("P", (32, 32), 5).save(tmp_path / "clear.gif", transparency=5)
+    assert np.asarray(decoded(tmp_path / "clear.gif")).min() > 250
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_is_the_same_in_an_archive(
+    tmp_path: Path, rng: np.random.Generator, kind: str
+) -> None:
+    picture = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    picture.save(tmp_path / "x.png")
+    places = write_archives(tmp_path, picture)
+    expected = encode_thumbnail(tmp_path / "x.png", 32)
+    assert encode_thumbnail(places[kind], 32) == expected
+    stored = StoredImage(ImageStore.open(tmp_path / "stimuli.hdf5"), 1)
+    assert encode_thumbnail(stored, 32) == expected
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16"])
@@ -70,16 +90,17 @@ def test_unreadable_files_are_counted_once_and_logged(
     Image.new("RGB", (64, 64)).save(tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    write_archives(tmp_path, Image.new("RGB", (8, 8)))
     sink = BytesIO()
     sheet = ThumbnailSheet(sink)
-    for name in ("broken.jpg", "absent.jpg", "cut.png", "absent.jpg"):
+    for name in ("broken.jpg", "absent.jpg", "cut.png", "absent.jpg", "0.tar/b.png"):
         assert sheet.symbol(tmp_path / name) is None
     assert sheet.symbol(None) is None
-    assert sheet.n_unavailable == 3
+    assert sheet.n_unavailable == 4
     assert sink.getvalue() == b""
     assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
         f"image not available: {tmp_path / name}"
-        for name in ("broken.jpg", "absent.jpg", "cut.png")
+        for name in ("broken.jpg", "absent.jpg", "cut.png", "0.tar/b.png")
     ]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -84,6 +85,29 @@ def test_files_come_before_shards_and_shards_before_urls(
         "no such file",
         *["nowhere to look"] * 3,
     ]
+
+
+def test_a_path_may_go_on_into_a_shard(
+    embeddings: Collection, rng: np.random.Generator, tmp_path: Path
+) -> None:
+    (tmp_path / "tars").mkdir()
+    shard = tmp_path / "tars" / "00000.tar"
+    write_shard(shard, {"000000001.jpg": picture_bytes(rng, "JPEG", 11)})
+    folder = Path(embeddings.folders[0].path)
+    places = [Path(os.path.relpath(shard, folder)) / f"00000000{i}.jpg" for i in (1, 2)]
+    facts = [{"image_path": str(place), "key": place.stem} for place in places]
+    found = PictureSources(embeddings).get([0, 1], facts, seconds=1)
+    assert described(found) == [(11, 11), "not in its shard"]
+    moved = [{**fact, "image_path": fact["image_path"].replace("tars", "gone")} for fact in facts]
+    sources = PictureSources(embeddings, TarShards(tmp_path / "tars"))
+    assert described(sources.get([0, 1], moved, seconds=1)) == [(11, 11), "not in its shard"]
+
+
+def test_a_path_that_cannot_be_followed_is_no_picture(embeddings: Collection) -> None:
+    found = PictureSources(embeddings).get(
+        [0], [{"image_path": f"{'a' * 300}.tar/x.png"}], seconds=1
+    )
+    assert described(found) == ["no such file"]
 
 
 def test_columns_are_those_that_a_source_can_use(embeddings: Collection, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from retrieval.errors import PictureError
-from retrieval.images import tar_shards
 from retrieval.images.tar_shards import TarShards
+from training.pictures import tar_files
 
 from .conftest import picture_bytes
 
@@ -81,13 +81,13 @@ def test_damaged_shards_are_named(shards: Path, monkeypatch: pytest.MonkeyPatch)
     whole = (shards / "00000.tar").read_bytes()
     assert opened.read("000000007")
     (shards / "00000.tar").write_bytes(whole[:600])
-    with pytest.raises(PictureError, match=r"00000\.tar ends within '000000007'") as found:
+    with pytest.raises(PictureError, match=r"00000\.tar ends within '000000007\.jpg'") as found:
         opened.read("000000007")
     assert found.value.reason == "damaged shard"
     (shards / "00000.tar").write_bytes(b"no tar at all" * 100)
     with pytest.raises(PictureError, match=r"00000\.tar can't be read"):
         TarShards(shards).read("000000007")
-    monkeypatch.setattr(tar_shards, "MAX_BYTES", 10)
+    monkeypatch.setattr(tar_files, "MAX_BYTES", 10)
     with pytest.raises(PictureError, match="at most 10") as found:
         TarShards(shards).read("000010003")
     assert found.value.reason == "too large"

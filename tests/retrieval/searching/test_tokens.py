@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -274,6 +275,30 @@ def test_predictions_of_one_vector_are_no_tokens(
     final = load_queries(write_gallery_rows(np.ones((3, 8), np.float16) / 8**0.5, "final").path)
     with pytest.raises(QueryError, match="the second stage compares tokens: give predictions of"):
         open_token_stage(engine, final, n_live=4)
+
+
+def test_patches_are_tokens(
+    engine: SearchEngine,
+    queries: np.ndarray,
+    tokens: QuerySet,
+    write_tokens: Callable[..., QuerySet],
+    seen: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class PatchEncoder(QuadrantEncoder):
+        space = replace(QuadrantEncoder.space, layer="patches")
+
+    rows = np.load(tmp_path / "tokens/img_emb/img_emb_0000.npy")
+    patches = write_tokens(rows, seen, "patches", layer="patches")
+    monkeypatch.setattr(
+        "retrieval.searching.tokens.open_query_encoder",
+        lambda space, **options: QueryEncoder(PatchEncoder()),
+    )
+    found = open_token_stage(engine, patches, n_live=8).search(queries, SearchRequest(3))
+    expected = stage_of(engine, tokens, 8).search(queries, SearchRequest(3))
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.token_scores, expected.token_scores)
 
 
 def test_an_index_without_pictures_has_no_second_stage(

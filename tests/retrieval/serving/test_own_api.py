@@ -11,9 +11,11 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from index_builder.embeddings.space import EmbeddingSpace, Layer
 from retrieval.searching.engine import SearchEngine
 from retrieval.searching.mixes import mix
 from retrieval.searching.request import SearchRequest
+from retrieval.serving.answers import Space
 from retrieval.serving.served import ServedIndex, ServedRun
 
 from .conftest import N_ROWS, WIDTH, FakeEncoder, World
@@ -140,6 +142,12 @@ def test_a_wider_search_compares_more(client: TestClient, world: World) -> None:
     query = [{"vector": world.queries[0].tolist()}]
     found = search(client, queries=query, breadth=1, n_candidates=20)
     assert found["effort"] == {"n_probe": 1, "n_candidates": 20}
+
+
+@pytest.mark.parametrize("layer", ["final", "hidden", "patches"])
+def test_every_layer_can_be_told(layer: Layer) -> None:
+    space = EmbeddingSpace("ViT-bigG-14/laion2b", layer, 256, 1664, False)
+    assert Space(**space.to_dict()).model_dump() == space.to_dict()
 
 
 def test_texts_and_pictures_are_encoded(

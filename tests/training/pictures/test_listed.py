@@ -100,7 +100,7 @@ def test_what_holds_no_pictures_is_refused(tmp_path: Path, rng: np.random.Genera
     with pytest.raises(TargetsError, match=r"notes\.txt is not a folder, and no file of many"):
         open_source(tmp_path / "notes.txt")
     (tmp_path / "page.hdf5").write_bytes(HTML)
-    with pytest.raises(SourceError, match=r"page\.hdf5 can't be read as HDF5"):
+    with pytest.raises(SourceError, match=r"page\.hdf5 is a web page saved under the name"):
         open_source(tmp_path / "page.hdf5")
     write_tar(tmp_path / "both" / "0.tar", {"a.png": picture_bytes(rng)})
     (tmp_path / "both" / "a.png").write_bytes(picture_bytes(rng))

@@ -97,6 +97,30 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
         ImageStore.open(tmp_path / "e.hdf5")
 
 
+@pytest.mark.parametrize("way", ["external", "virtual", "external link", "soft link"])
+def test_pictures_of_another_file_are_refused(tmp_path: Path, way: str) -> None:
+    secret = tmp_path / "secret.hdf5"
+    write_store(secret)
+    path = tmp_path / "nsd_stimuli.hdf5"
+    with h5py.File(path, "w") as file:
+        if way == "external":
+            file.create_dataset(
+                "imgBrick", PIXELS.shape, np.uint8, external=[(str(secret), 0, PIXELS.size)]
+            )
+        elif way == "virtual":
+            layout = h5py.VirtualLayout(PIXELS.shape, np.uint8)
+            layout[:] = h5py.VirtualSource(str(secret), "imgBrick", PIXELS.shape)
+            file.create_virtual_dataset("imgBrick", layout)
+        elif way == "external link":
+            file["imgBrick"] = h5py.ExternalLink(str(secret), "imgBrick")
+        else:
+            file["other"] = PIXELS
+            file["imgBrick"] = h5py.SoftLink("/other")
+    for read in (ImageStore.open, lambda p: ImageStore(p, "imgBrick", 6).read(0)):
+        with pytest.raises(SourceError, match="imgBrick refers to another place or file"):
+            read(path)
+
+
 def test_a_voxel_table_has_one_row_a_voxel(tmp_path: Path) -> None:
     with pytest.raises(SubjectError, match="the voxel table has 3 rows, expected 4"):
         write_subject(
