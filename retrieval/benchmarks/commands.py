@@ -1,4 +1,4 @@
-"""Commands that measure: identification, and the recall of an index."""
+"""Commands that measure: identification, reconstructions, and the recall of an index."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from index_builder.embeddings.terminal import (
 )
 
 from ..searching.options import breadth_option, candidates_option
+from .reconstruction.commands import bench_reconstruction
 
 if TYPE_CHECKING:
     from .nway import NWay
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def bench() -> None:
-    """Measure identification, and the recall of an index."""
+    """Measure identification, reconstructions, and the recall of an index."""
 
 
 def read_n_way(ctx: click.Context, param: click.Parameter, value: str) -> tuple[NWay, ...]:
@@ -103,6 +104,9 @@ def nway(
     if out is not None:
         lines += ["", f"report: {write_report(report, out)}"]
     emit(facts, as_json, lines)
+
+
+bench.add_command(bench_reconstruction)
 
 
 @bench.command("index", short_help="Measure the recall of an index.")

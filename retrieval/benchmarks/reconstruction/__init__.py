@@ -1,0 +1,1 @@
+"""How like the seen pictures reconstructions are: eight image metrics, and the brain's answer."""
