@@ -190,7 +190,8 @@ def main() -> None:
         "rounds": rounds,
     }
     what = "memory" if options.memory else "step"
-    name = f"training-{what}_{options.latent}-{options.tokens}_{hardware_name(machine)}_{date.today():%Y%m%d}"
+    size = f"{options.latent}-{options.tokens}"
+    name = f"training-{what}_{size}_{hardware_name(machine)}_{date.today():%Y%m%d}"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -1,4 +1,4 @@
-"""Commands from an index to results: search, serve, bench, confidence, demo, doctor."""
+"""Commands from an index to results: search, serve, reconstruct, bench, confidence, demo."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from index_builder.embeddings.terminal import EXISTING, FOLDER, emit, json_optio
 
 from .benchmarks.commands import bench
 from .confidence.commands import confidence
+from .reconstruction.commands import reconstruct
 from .searching.commands import search
 from .serving.commands import serve
 
@@ -89,4 +90,4 @@ def doctor(as_json: bool) -> None:
         sys.exit(1)
 
 
-COMMANDS = (search, serve, bench, confidence, demo, doctor)
+COMMANDS = (search, serve, reconstruct, bench, confidence, demo, doctor)

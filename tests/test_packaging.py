@@ -38,7 +38,8 @@ def test_the_wheel_holds_exactly_the_four_top_level_names(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     top = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert top == {"cli.py", "index_builder", "training", "retrieval"}
-    assert any(name.startswith("training/recipes/") and name.endswith(".toml") for name in names)
+    for folder in ("training/recipes/", "training/decoder/recipes/"):
+        assert any(name.startswith(folder) and name.endswith(".toml") for name in names)
     assert any(name.endswith(".jinja") for name in names)
 
 

@@ -1,4 +1,4 @@
-"""Commands from pictures and voxels to embeddings: embed, model, train, predict."""
+"""Commands from pictures and voxels to embeddings and back: embed, train, predict, decoder."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from index_builder.embeddings.terminal import (
     split_option,
 )
 
+from .decoder.commands import decoder
 from .subjects.commands import data
 
 if TYPE_CHECKING:
@@ -321,4 +322,4 @@ def predict(
     )
 
 
-COMMANDS = (data, embed, model, train, predict)
+COMMANDS = (data, embed, model, train, predict, decoder)

@@ -11,22 +11,28 @@ from __future__ import annotations
 import dataclasses
 import os
 import tomllib
-import types
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from .errors import RecipeError
+from .recipe_files import (
+    apply_override,
+    build_section,
+    flatten,
+    read_header,
+    toml_section,
+    toml_value,
+)
 from .schema.data import DataRecipe, TargetRecipe
 from .schema.loss import ContrastiveRecipe, LatentLossRecipe
 from .schema.model import LinearStartRecipe, LowLevelRecipe, MindEye2Recipe, MindEyeRecipe
 from .schema.prior import LinearSkipPriorRecipe, MindEyeFinalPriorRecipe, MindEyePriorRecipe
-from .schema.ranges import check_ranges, parse_memory
+from .schema.ranges import parse_memory
 from .schema.train import AdamWRecipe, RidgeRecipe
 
 RECIPES_FOLDER = Path(__file__).parent / "recipes"
-_ABSENT = "none"  # the value of an override that leaves a section out
 
 
 @dataclass(frozen=True)
@@ -123,14 +129,14 @@ class Recipe:
 
     def flat(self) -> dict[str, Any]:
         """Return the plain values by their dotted names."""
-        return dict(_flatten(self.to_dict(), ""))
+        return dict(flatten(self.to_dict(), ""))
 
     def to_toml(self) -> str:
         """Return the recipe as TOML that `load_recipe` reads back to an equal recipe."""
-        lines = [f"name = {_toml_value(self.name)}"]
+        lines = [f"name = {toml_value(self.name)}"]
         for section, fields in self.to_dict().items():
             if section != "name":
-                lines += ["", *_toml_section(section, fields)]
+                lines += ["", *toml_section(section, fields)]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -148,7 +154,7 @@ class Recipe:
         RecipeError
             Unknown or missing field, wrong type, value out of range; names the field.
         """
-        recipe = _build(cls, fields, prefix="", where=where)
+        recipe = build_section(cls, fields, prefix="", where=where)
         assert isinstance(recipe, cls)
         return recipe
 
@@ -156,18 +162,9 @@ class Recipe:
 def list_recipes() -> dict[str, str]:
     """Return the shipped recipes: name to the header comment of its file."""
     return {
-        path.stem: "\n".join(_header(path.read_text(encoding="utf-8")))
+        path.stem: "\n".join(read_header(path.read_text(encoding="utf-8")))
         for path in sorted(RECIPES_FOLDER.glob("*.toml"))
     }
-
-
-def _header(text: str) -> list[str]:
-    header = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        header.append(line.removeprefix("#").strip())
-    return header
 
 
 def load_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Recipe:
@@ -199,118 +196,5 @@ def load_recipe(name_or_path: str | os.PathLike[str], overrides: Iterable[str] =
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}.") from error
     for override in overrides:
-        _apply_override(fields, override)
+        apply_override(fields, override)
     return Recipe.from_dict(fields, where=str(path))
-
-
-def _apply_override(fields: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals:
-        raise RecipeError(f"override {override!r} has no '='; write it as 'train.epochs=3'.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
-    *sections, name = key.strip().split(".")
-    place = fields
-    for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise RecipeError(f"override {override!r}: {section!r} is a field, not a section.")
-    if value == _ABSENT and isinstance(place.get(name), dict):
-        del place[name]
-    else:
-        place[name] = value
-
-
-def _build(schema: type[Any], fields: Any, *, prefix: str, where: str) -> Any:
-    hints = get_type_hints(schema)
-    section = prefix.rstrip(".") or "the recipe"
-    if not isinstance(fields, dict):
-        raise RecipeError(f"{where}: {section} is {fields!r}, expected a section of fields.")
-    if unknown := sorted(set(fields) - set(hints)):
-        raise RecipeError(
-            f"{where}: unknown field {prefix}{unknown[0]}; "
-            f"{section} has the fields {', '.join(hints)}."
-        )
-    missing = [n for n in hints if n not in fields and types.NoneType not in get_args(hints[n])]
-    if missing:
-        raise RecipeError(
-            f"{where}: missing field {prefix}{missing[0]}; a recipe is complete, without defaults: "
-            f"{section} has the fields {', '.join(hints)}."
-        )
-    values: dict[str, Any] = {}
-    for name, hint in hints.items():
-        field, value = prefix + name, fields.get(name)
-        forms = [form for form in get_args(hint) or (hint,) if dataclasses.is_dataclass(form)]
-        if value is None:
-            values[name] = None
-        elif forms:
-            form = _form_of(forms, value, field=field, where=where)
-            values[name] = _build(form, value, prefix=f"{field}.", where=where)
-        else:
-            values[name] = _checked(hint, value, field=field, where=where)
-    built = schema(**values)
-    check_ranges(built, section)
-    return built
-
-
-def _form_of(forms: list[Any], fields: Any, *, field: str, where: str) -> Any:
-    """Return the dataclass that the ``kind`` of a section names, of the forms it may have."""
-    by_kind = {
-        get_args(hints["kind"])[0]: form
-        for form in forms
-        if "kind" in (hints := get_type_hints(form))
-    }
-    if not by_kind or not isinstance(fields, dict):
-        return forms[0]
-    kind = fields.get("kind")
-    if kind not in by_kind:
-        raise RecipeError(
-            f"{where}: field {field}.kind is {kind!r}, expected one of "
-            f"{', '.join(map(repr, by_kind))}."
-        )
-    return by_kind[kind]
-
-
-def _checked(hint: Any, value: Any, *, field: str, where: str) -> Any:
-    if get_origin(hint) is Literal:
-        if value not in get_args(hint):
-            allowed = ", ".join(map(repr, get_args(hint)))
-            raise RecipeError(f"{where}: field {field} is {value!r}, expected one of {allowed}.")
-        return value
-    allowed_types = get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if type(value) is int and float in allowed_types:
-        return float(value)
-    if type(value) not in allowed_types:  # not isinstance: a bool is an int to it
-        names = " or ".join(kind.__name__ for kind in allowed_types)
-        raise RecipeError(
-            f"{where}: field {field} is {value!r} ({type(value).__name__}), expected {names}."
-        )
-    return value
-
-
-def _flatten(fields: dict[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _toml_section(section: str, fields: dict[str, Any]) -> list[str]:
-    lines = [f"[{section}]"]
-    lines += [f"{n} = {_toml_value(v)}" for n, v in fields.items() if not isinstance(v, dict)]
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            lines += ["", *_toml_section(f"{section}.{name}", value)]
-    return lines
-
-
-def _toml_value(value: str | bool | int | float) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return repr(value)

@@ -2,15 +2,13 @@
 
 pictures ─ embed ─> targets ─ simulate ─> subject ─ train ─> run ─ predict ─> predictions
                        └───── index (effort chosen on validation predictions) ───┴─> results
+                       └───── decoder ───────────────────────────────────────────┴─> drawings
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from index_builder.build import build_index
 from index_builder.embeddings.artefact import atomic_write
@@ -27,19 +25,18 @@ from training.subjects.simulation_config import SimulationConfig
 from training.subjects.subject import Subject
 from training.targets import embed_pictures, list_pictures
 
-from ..benchmarks.binomial import exact_interval
-from ..benchmarks.ideal import IdealComparison, compare_with_ideal
+from ..benchmarks.ideal import compare_with_ideal
 from ..benchmarks.nway import NWay, identify
-from ..benchmarks.recall import RecallReport, measure_recall
-from ..benchmarks.report import DirectionReport, NwayReport
-from ..benchmarks.table import align, percent
+from ..benchmarks.recall import measure_recall
 from ..errors import DemoError
 from ..gallery.results_page import count_found, write_results_gallery
 from ..results import Results, write_results
 from ..searching.engine import SearchEngine
 from ..searching.queries import load_queries
 from ..searching.request import SearchRequest
+from .drawing import draw
 from .openmoji import ATTRIBUTION, draw_openmoji
+from .report import N_HITS, DemoReport
 from .stages import Stages
 
 ENCODER = "efficientnet-lite0"
@@ -47,143 +44,7 @@ RECIPE = "tiny"
 RAM_BYTES_PER_VECTOR = 140
 TARGET_RECALL = 0.99  # on validation predictions; leaves room for the test ones to be harder
 LARGEST_N_WAY = 300
-N_HITS = 16
 _FEWEST_PICTURES = 40
-
-
-@dataclass(frozen=True)
-class DemoReport:
-    """What a demo made, and how good it is.
-
-    Parameters
-    ----------
-    out : Path
-    n_pictures, n_trials, n_voxels : int
-    n_way : int
-        Size of the smaller pools.
-    identification : NwayReport
-        Of the contrastive head, test images, all trials of an image averaged.
-    prior : NwayReport
-        The same for the diffusion prior's samples.
-    comparison : IdealComparison
-        With the ideal observer, on the same voxels.
-    control : NwayReport or None
-        The same model trained on shuffled labels.
-    recall : RecallReport
-        Of the index, for the test predictions.
-    design : str
-        Of the index.
-    n_found_first, n_found : int
-        Test images whose own picture the search found first, and among all hits.
-    gallery : Path
-    seconds : dict of str to float
-        By stage that ran.
-    """
-
-    out: Path
-    n_pictures: int
-    n_trials: int
-    n_voxels: int
-    n_way: int
-    identification: NwayReport
-    prior: NwayReport
-    comparison: IdealComparison
-    control: NwayReport | None
-    recall: RecallReport
-    design: str
-    n_found_first: int
-    n_found: int
-    gallery: Path
-    seconds: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-serialisable dict."""
-        return {
-            "out": str(self.out),
-            "n_pictures": self.n_pictures,
-            "n_trials": self.n_trials,
-            "n_voxels": self.n_voxels,
-            "n_way": self.n_way,
-            "identification": _summary(self.identification),
-            "prior": _summary(self.prior),
-            "ideal_observer": self.comparison.to_dict(),
-            "shuffled_labels": _summary(self.control) if self.control else None,
-            "recall": self.recall.to_dict(),
-            "index_design": self.design,
-            "n_test_images": self.identification.pool_size,
-            "n_found_first": self.n_found_first,
-            "n_found": self.n_found,
-            "n_hits": N_HITS,
-            "gallery": str(self.gallery),
-            "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
-        }
-
-    def lines(self) -> Iterator[str]:
-        """Yield the report as lines for people."""
-        pool = self.identification.pool_size
-        yield (
-            f"{self.n_pictures} pictures; simulated subject of {self.n_voxels} voxels, "
-            f"{self.n_trials} trials; {pool} test images, three trials averaged"
-        )
-        yield ""
-        rows = [["identification", "pool", "top-1 %", "95 % interval", "chance %"]]
-        for size in dict.fromkeys((self.n_way, pool)):
-            rows += [
-                _rate_row("brain→image", self.identification.brain_to_image, size),
-                _rate_row("image→brain", _reverse(self.identification), size),
-            ]
-        rows.append(_rate_row("brain→image, prior", self.prior.brain_to_image, self.n_way))
-        rows.append(
-            _rate_row(
-                "brain→image, ideal observer", self.comparison.ideal.brain_to_image, self.n_way
-            )
-        )
-        if self.control is not None:
-            rows.append(self._control_row(self.control))
-        yield from align(rows)
-        if self.control is not None:
-            rank = self.control.brain_to_image.median_rank
-            yield (
-                f"shuffled labels: median rank {rank.value:.0f} of {pool} "
-                f"[{rank.low:.0f}, {rank.high:.0f}], chance {(pool + 1) / 2:.1f}; the interval of "
-                f"their rate is the exact binomial one"
-            )
-        yield ""
-        fraction = self.comparison.fractions[self.n_way]
-        yield (
-            f"fraction of Bayes-optimal ({self.n_way}-way, brain→image): "
-            f"{percent(fraction.value)} % "
-            f"[{percent(fraction.low)}, {percent(fraction.high)}]; Bayes-optimal over fresh noise: "
-            f"{percent(self.comparison.expected[self.n_way])} %"
-        )
-        recalls = ", ".join(
-            f"recall@{k} {estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
-            for k, estimate in self.recall.recall.items()
-        )
-        yield f"index: {self.design}, {self.recall.bytes_per_vector:.1f} bytes of RAM a vector"
-        yield f"       {recalls} for the test predictions, against an exact search"
-        yield (
-            f"search: the seen picture is first of {self.n_pictures} for {self.n_found_first} of "
-            f"{pool} test images, among the first {N_HITS} for {self.n_found}"
-        )
-        if self.seconds:
-            yield ""
-            stages = "  ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
-            yield f"seconds: {stages}  total {sum(self.seconds.values()):.1f}"
-        yield ""
-        yield f"gallery: {self.gallery}"
-        yield f"next:    voxseek search {self.out / 'index'} {self.out / 'predictions'} --json"
-
-    def _control_row(self, control: NwayReport) -> list[str]:
-        rate = control.brain_to_image.rate(self.n_way)
-        bounds = exact_interval(rate.expected.value, control.pool_size)
-        return [
-            "brain→image, shuffled labels",
-            f"{self.n_way}-way",
-            percent(bounds.value),
-            f"{percent(bounds.low)} to {percent(bounds.high)}",
-            percent(rate.chance),
-        ]
 
 
 def run_demo(
@@ -193,6 +54,7 @@ def run_demo(
     seed: int = 0,
     control: bool = False,
     overrides: tuple[str, ...] = (),
+    decoder_overrides: tuple[str, ...] = (),
 ) -> DemoReport:
     """Run the main job into ``out``, or finish an interrupted one.
 
@@ -207,6 +69,8 @@ def run_demo(
         Train a second time, on shuffled labels.
     overrides : tuple of str
         Changes to the recipe ``tiny``, as ``voxseek train --set`` takes them.
+    decoder_overrides : tuple of str
+        Changes to the decoder's recipe, as ``voxseek decoder train --set`` takes them.
 
     Raises
     ------
@@ -217,6 +81,7 @@ def run_demo(
         "images": str(images.resolve()) if images else "openmoji",
         "seed": seed,
         "overrides": list(overrides),
+        "decoder_overrides": list(decoder_overrides),
     }
     stages = Stages(out, options)
     targets = _make_targets(stages, images)
@@ -285,6 +150,16 @@ def run_demo(
             title="What a simulated brain saw",
             footer=ATTRIBUTION if images is None else "",
         )
+    drawings = draw(
+        stages,
+        subject,
+        targets,
+        engine,
+        validation,
+        open_encoder(ENCODER),
+        overrides=decoder_overrides,
+        seed=seed,
+    )
     report = DemoReport(
         out=out,
         n_pictures=targets.n_rows,
@@ -300,6 +175,7 @@ def run_demo(
         n_found_first=found.n_first,
         n_found=found.n_found,
         gallery=gallery,
+        drawings=drawings,
         seconds=stages.seconds,
     )
     with atomic_write(out / "report.json") as temporary:
@@ -364,23 +240,3 @@ def _predict(
         EmbeddingFolder.open,
         lambda folder: predict(stages.out / run, subject, folder, split=split, head=head),
     )
-
-
-def _summary(report: NwayReport) -> dict[str, Any]:
-    return {direction.direction: direction.to_dict() for direction in report.directions}
-
-
-def _reverse(report: NwayReport) -> DirectionReport:
-    assert report.image_to_brain is not None  # all trials of an image are averaged
-    return report.image_to_brain
-
-
-def _rate_row(label: str, direction: DirectionReport, size: int) -> list[str]:
-    rate = direction.rate(size)
-    return [
-        label,
-        f"all {size}" if rate.is_whole_pool else f"{size}-way",
-        percent(rate.expected.value),
-        f"{percent(rate.expected.low)} to {percent(rate.expected.high)}",
-        percent(rate.chance),
-    ]

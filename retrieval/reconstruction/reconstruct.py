@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -44,6 +44,8 @@ from .low_level import LowLevelPictures
 from .picking import Picker
 from .retrieved import Retrieved, RetrievedPictures
 
+DecodedHead = Literal["prior", "retrieval"]
+
 
 @dataclass(frozen=True)
 class Makers:
@@ -77,6 +79,7 @@ def reconstruct(
     makers: Makers,
     *,
     split: str = "test",
+    head: DecodedHead | None = None,
     n_samples: int = 1,
     keep_samples: bool = False,
     n_images: int | None = None,
@@ -90,14 +93,15 @@ def reconstruct(
     Parameters
     ----------
     run : path
-        With a prior, whose samples are decoded; without one, retrieval embeddings are decoded,
-        which only a space of one unit vector an image allows.
     subject : Subject
     out : path
     makers : Makers
     split : {"train", "validation", "test"}
+    head : {"prior", "retrieval"} or None
+        What is decoded: samples of the prior; or retrieval embeddings, which only a space of unit
+        norm allows. None: the prior, if the run has one.
     n_samples : int, at least 1
-        Samples of the prior an image, each decoded; the picker chooses.
+        Pictures an image, each of its own noise in the decoder and the prior; the picker chooses.
     keep_samples : bool
         Keep all of them.
     n_images : int or None
@@ -128,13 +132,15 @@ def reconstruct(
             f"give --encoder and --pretrained, or take --samples 1."
         )
     require_free(root, [MANIFEST_FILE, UNFINISHED_FILE], "reconstructions are", ReconstructionError)
-    predictor = Predictor(run, subject, split=split, head="retrieval", device=device)
-    _require_decodable(predictor, makers.decoder)
+    predictor = Predictor(run, subject, split=split, head=head or "retrieval", device=device)
+    if head is None:
+        head = "prior" if predictor.run.recipe.prior is not None else "retrieval"
+    _require_decodable(predictor, head, makers.decoder)
     details = {
         "run": predictor.run.fingerprint,
         "subject": {"name": subject.name, "fingerprint": fingerprint(subject.manifest["files"])},
         "split": split,
-        "head": "prior" if predictor.run.recipe.prior is not None else "retrieval",
+        "head": head,
         "decoder": _decoder_details(makers),
         "picker": makers.picker.details if makers.picker else None,
         "low_level": makers.low_level.details if makers.low_level else None,
@@ -151,7 +157,7 @@ def reconstruct(
         require_same(finished.details, details, root)
         return finished
     begin(root, details)
-    drawing = _Drawing(root, predictor, makers, n_samples, keep_samples, seed)
+    drawing = _Drawing(root, predictor, makers, head, n_samples, keep_samples, seed)
     batches = _batches(predictor, batch_size, n_images)
     for number, batch in enumerate(
         track(batches, label="reconstruct", total=len(batches), unit="block")
@@ -164,8 +170,8 @@ def reconstruct(
     return finish(root, image_ids, len(batches), details)
 
 
-def _require_decodable(predictor: Predictor, decoder: Decoder | None) -> None:
-    """Raise unless a decoder takes what the run's prior, or without one its projector, makes."""
+def _require_decodable(predictor: Predictor, head: DecodedHead, decoder: Decoder | None) -> None:
+    """Raise unless a decoder takes what a head of the run makes."""
     if decoder is None:
         return
     run, space = predictor.run, predictor.run.space
@@ -174,10 +180,10 @@ def _require_decodable(predictor: Predictor, decoder: Decoder | None) -> None:
             f"{run.path} predicts {space}, and {decoder.name} takes {decoder.tokens} x "
             f"{decoder.dim}. Train on targets of that space, or choose the decoder of this one."
         )
-    if run.recipe.prior is None and not space.unit_norm:
+    if head == "retrieval" and not space.unit_norm:
         raise ReconstructionError(
-            f"{run.path} has no prior, and its retrieval embeddings are directions in {space}, not "
-            f"embeddings that a picture can be made of. Train with a prior."
+            f"the retrieval embeddings of {run.path} are directions in {space}, not embeddings "
+            f"that a picture can be made of. Decode samples of a prior."
         )
 
 
@@ -206,13 +212,10 @@ class _Drawing:
     root: Path
     predictor: Predictor
     makers: Makers
+    head: DecodedHead
     n_samples: int
     keep_samples: bool
     seed: int
-
-    @property
-    def uses_prior(self) -> bool:
-        return self.predictor.run.recipe.prior is not None
 
     def draw(self, number: int, batch: Batch) -> None:
         """Write the pictures of a block, then its scores, which say that it is done."""
@@ -248,7 +251,7 @@ class _Drawing:
     ) -> Iterator[NDArray[np.uint8]]:
         """Yield the pictures (n, side, side, 3) of each sample."""
         for sample in range(self.n_samples):
-            if self.uses_prior:
+            if self.head == "prior":
                 drawn = self.predictor.sample(
                     condition, np.array(image_ids), seed=self.seed, number=sample
                 )

@@ -42,4 +42,6 @@ class PixelEncoder:
     def encode(self, batch: NDArray[np.float32]) -> NDArray[np.float32]:
         """Remove each picture's mean and divide by its norm: (n, side * side)."""
         flat = batch.reshape(len(batch), -1)
-        return unit_rows(flat - flat.mean(axis=1, keepdims=True), self.space.model)
+        # Exact in float64: what rounding left of a flat picture would become a unit vector.
+        means = flat.mean(axis=1, keepdims=True, dtype=np.float64)
+        return unit_rows((flat - means).astype(np.float32), self.space.model)

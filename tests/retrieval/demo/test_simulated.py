@@ -13,7 +13,10 @@ from retrieval.demo.simulated import run_demo
 from retrieval.demo.stages import Stages
 from retrieval.errors import DemoError
 
-QUICK = ("train.epochs=2", "model.latent_dim=32", "prior.depth=1", "prior.width=32")
+QUICK = {
+    "overrides": ("train.epochs=2", "model.latent_dim=32", "prior.depth=1", "prior.width=32"),
+    "decoder_overrides": ("train.steps=3", "train.batch_size=8", "network.channels=8"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +42,7 @@ def test_the_demo_goes_from_pictures_to_a_gallery_and_can_be_resumed(
     photographs: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "demo"
-    report = run_demo(out, images=photographs, seed=1, control=True, overrides=QUICK)
+    report = run_demo(out, images=photographs, seed=1, control=True, **QUICK)
     facts = json.loads((out / "report.json").read_text())
     assert facts == json.loads(json.dumps(report.to_dict()))
     assert report.n_pictures == 60 and report.identification.pool_size == 20
@@ -48,14 +51,24 @@ def test_the_demo_goes_from_pictures_to_a_gallery_and_can_be_resumed(
     assert 0.5 < report.comparison.expected[20] <= 1
     assert 0 <= report.n_found_first <= report.n_found <= 20
     text = "\n".join(report.lines())
-    for words in ("brain→image", "ideal observer", "shuffled labels", "recall@10", "gallery:"):
+    for words in (
+        "brain→image",
+        "ideal observer",
+        "shuffled labels",
+        "recall@10",
+        "drawings:",
+        "gallery:",
+    ):
         assert words in text
     assert report.gallery.read_text().count("<article") == 20
+    assert len(list((out / "reconstructions" / "images").glob("*.png"))) == 20
+    assert report.drawings.sheet.is_file()
+    assert 0 <= report.drawings.two_way.low <= report.drawings.two_way.high <= 1
 
     before = checksums(out)
     shutil.rmtree(out / "predictions")
     (out / "results" / "results.json").unlink()
-    again = run_demo(out, images=photographs, seed=1, control=True, overrides=QUICK)
+    again = run_demo(out, images=photographs, seed=1, control=True, **QUICK)
     assert set(again.seconds) >= {"predict", "search"} and "train" not in again.seconds
     assert checksums(out) == before
 

@@ -21,7 +21,7 @@ from retrieval.reconstruction.retrieved import RetrievedPictures
 from retrieval.searching.engine import SearchEngine
 from retrieval.searching.request import SearchRequest
 from training.encoders.pixels import PixelEncoder
-from training.predict import predict
+from training.predict import noise_seed, predict
 
 N_TEST, SIDE = 6, 4
 
@@ -171,6 +171,30 @@ def test_what_does_not_fit_is_refused(scene: Any, grid_decoder: Any, tmp_path: P
         reconstruct(scene.run, scene.subject, tmp_path / "b", Makers(grid_decoder()), n_samples=3)
     with pytest.raises(ValueError, match="neither a decoder nor an index"):
         Makers(None)
+
+
+def test_either_head_is_decoded(scene: Any, grid_decoder: Any, tmp_path: Path) -> None:
+    made = {
+        head: reconstruct(
+            scene.run, scene.subject, tmp_path / head, Makers(grid_decoder()), head=head
+        )
+        for head in ("prior", "retrieval")
+    }
+    default = reconstruct(scene.run, scene.subject, tmp_path / "default", Makers(grid_decoder()))
+    assert default.details["head"] == "prior"
+    for image_id in range(N_TEST):
+        prior, retrieval, own = (
+            m.image_path(image_id).read_bytes() for m in (made["prior"], made["retrieval"], default)
+        )
+        assert own == prior != retrieval
+    brain = predict(scene.run, scene.subject, tmp_path / "brain").take(np.arange(N_TEST))
+    for image_id in range(N_TEST):
+        drawn = grid_decoder().decode(
+            brain[image_id].astype(np.float32)[None, None],
+            seeds=[noise_seed(1, image_id)],
+        )
+        found = np.asarray(Image.open(made["retrieval"].image_path(image_id)), int)
+        assert np.abs(found - drawn[0]).max() <= 1  # predictions are float16
 
 
 def test_the_contact_sheet_has_a_column_a_picture(
