@@ -109,7 +109,10 @@ def embed(
         lines = [f"{folder.n_rows} pictures in {opened.space}: {out}"]
         if n_unreadable:
             lines.append(f"{n_unreadable} can't be read: {out / 'unreadable.parquet'}")
-    lines.append(f"next: voxseek index build {out} INDEX, or voxseek train SUBJECT {out} --out RUN")
+        seer = images if (images / "subject.json").is_file() else "SUBJECT"
+        lines.append(
+            f"next: voxseek index build {out} INDEX, or voxseek train {seer} {out} --out RUN"
+        )
     emit(facts, as_json, lines)
 
 

@@ -50,6 +50,6 @@ def _norms(embeddings: NDArray[np.float32], model: str) -> NDArray[np.float32]:
     if len(bad):
         raise EncoderError(
             f"{model} gave an embedding of norm {norms[bad[0]]} for row {bad[0]} of the batch, "
-            f"expected a finite positive one. Look at that picture (is it one flat colour?)."
+            f"expected a finite positive one. Look at that picture (is it one flat color?)."
         )
     return norms

@@ -1,6 +1,6 @@
 """Low-level branch: latents of one trial to the latents of Stable Diffusion's VAE.
 
-Decoded by that VAE they are a blurry picture with the colours and the layout of what was seen:
+Decoded by that VAE they are a blurry picture with the colors and the layout of what was seen:
 the start of image-to-image in MindEye (Scotti et al. 2023, arXiv:2305.18274, the low-level
 pipeline). A linear map lays the latent out as a small feature map; an upsampler of the VAE
 decoder's form makes VAE latents of it, and 1 x 1 convolutions make features, which are trained

@@ -1,4 +1,4 @@
-"""Low-level picture features: oriented energy, luminance and colour on a retinotopic grid.
+"""Low-level picture features: oriented energy, luminance and color on a retinotopic grid.
 
 They drive the early visual voxels of the simulated brain, as Gabor energy drives V1 in the
 encoding models of Kay et al. 2008 (doi:10.1038/nature06713).

@@ -16,8 +16,10 @@ def emit_subject(subject: Subject, as_json: bool, plot: Path | None = None) -> N
     from .describe import describe
 
     facts = describe(subject)
+    lines = [*key_values(facts), f"next: voxseek embed {subject.path} TARGETS"]
     if plot is not None:
         from .overview import draw_overview
 
         draw_overview(subject, facts, plot)
-    emit(facts, as_json, [*key_values(facts), f"next: voxseek embed {subject.path} TARGETS"])
+        lines.insert(-1, f"drawn: {plot}")
+    emit(facts, as_json, lines)

@@ -70,7 +70,7 @@ def test_a_flat_picture_has_no_direction(side: int) -> None:
     encoder = PixelEncoder(side)
     for level in range(256):  # of most, a mean in float32 isn't the level itself
         flat = encoder.prepare(Image.new("L", (20, 20), level))
-        with pytest.raises(EncoderError, match=r"norm .* for row 0 .*one flat colour"):
+        with pytest.raises(EncoderError, match=r"norm .* for row 0 .*one flat color"):
             encoder.encode(flat[None])
 
 

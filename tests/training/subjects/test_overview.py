@@ -83,5 +83,6 @@ def test_the_command_writes_a_picture(subject: Subject, tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
     done = CliRunner().invoke(data, ["info", str(subject.path), "--plot", str(plot)])
     assert done.exit_code == 0, done.output
+    assert f"drawn: {plot}" in done.output
     with Image.open(plot) as picture:
         assert picture.format == "PNG" and picture.width > 1500

@@ -183,7 +183,7 @@ def test_a_grating_excites_its_own_channel_most(
     assert features[:n_energy].mean(axis=(1, 2)).argmax() == scale * N_ORIENTATIONS + orientation
 
 
-def test_a_coloured_cell_lies_where_it_was_painted(tmp_path: Path) -> None:
+def test_a_colored_cell_lies_where_it_was_painted(tmp_path: Path) -> None:
     pixels = np.full((64, 64, 3), 128, dtype=np.uint8)
     pixels[8:16, 40:48] = (255, 0, 0)
     Image.fromarray(pixels).save(tmp_path / "red.png")
