@@ -178,6 +178,6 @@ def _by_batches(
 ) -> list[_Found]:
     """Return what ``compute`` makes of the rows of each batch."""
     starts = track(
-        range(0, n_images, _BATCH), label=label, total=-(-n_images // _BATCH), unit="batch"
+        range(0, n_images, _BATCH), label=label, total=-(-n_images // _BATCH), unit="block"
     )
     return [compute(np.arange(start, min(start + _BATCH, n_images))) for start in starts]

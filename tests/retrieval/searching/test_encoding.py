@@ -113,7 +113,7 @@ def test_blank_texts_and_flat_pictures_have_no_direction(weights: Path) -> None:
     with pytest.raises(QueryError, match="text 1 of 2 is blank"):
         encoder.encode_texts(["a zebra", "  "])
     pixels = QueryEncoder(open_encoder("pixels"))
-    with pytest.raises(EncoderError, match="is it one flat colour"):
+    with pytest.raises(EncoderError, match="is it one flat color"):
         pixels.encode_images([Image.new("RGB", (20, 20), "white")])
 
 
