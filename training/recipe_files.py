@@ -7,15 +7,70 @@ those of decoders.
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 import types
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import RecipeError
 from .schema.ranges import check_ranges
 
 _ABSENT = "none"  # the value of an override that leaves a section out
+
+
+def list_recipe_files(folder: Path) -> dict[str, str]:
+    """Return the recipes of a folder: name to the header comment of its file."""
+    return {
+        path.stem: "\n".join(read_header(path.read_text(encoding="utf-8")))
+        for path in sorted(folder.glob("*.toml"))
+    }
+
+
+def read_recipe_file(
+    name_or_path: str | os.PathLike[str], overrides: Iterable[str], *, folder: Path, kind: str
+) -> tuple[dict[str, Any], Path]:
+    """Read the fields of a recipe, and change single ones.
+
+    Parameters
+    ----------
+    name_or_path : str or path
+        A path if it ends in ``.toml`` or names a folder, else a name of `list_recipe_files`.
+    overrides : iterable of str
+        See `apply_override`.
+    folder : Path
+        Of the shipped recipes.
+    kind : str
+        What they are called in messages: ``"recipe"``.
+
+    Returns
+    -------
+    fields : dict
+        Not yet checked.
+    path : Path
+        Where they are from.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such recipe, it isn't TOML, or an override is of another form.
+    """
+    text = os.fspath(name_or_path)
+    is_path = text.endswith(".toml") or os.path.basename(text) != text
+    path = Path(text) if is_path else folder / f"{text}.toml"
+    if not path.is_file():
+        raise RecipeError(
+            f"there is no {kind} {text!r}; shipped are {', '.join(list_recipe_files(folder))}; "
+            f"or give the path of a .toml file."
+        )
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not TOML: {error}.") from error
+    for override in overrides:
+        apply_override(fields, override)
+    return fields, path
 
 
 def read_header(text: str) -> list[str]:

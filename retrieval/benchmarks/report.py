@@ -7,7 +7,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from index_builder.embeddings.artefact import atomic_write, describe_software
 
@@ -224,12 +224,20 @@ class NwayReport:
         }
 
 
-def write_report(report: NwayReport, path: str | os.PathLike[str]) -> Path:
+class Report(Protocol):
+    """What a benchmark found."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-serialisable dict, raw counts or values included."""
+        ...
+
+
+def write_report(report: Report, path: str | os.PathLike[str]) -> Path:
     """Write a report as JSON, atomically.
 
     Parameters
     ----------
-    report : NwayReport
+    report : Report
     path : path
         A file that ends in ``.json``, or a folder, into which ``report.json`` goes.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 
 from ..errors import RecipeError
 from ..recipe_files import (
-    apply_override,
     build_section,
     flatten,
-    read_header,
+    list_recipe_files,
+    read_recipe_file,
     toml_section,
     toml_value,
 )
@@ -113,10 +112,7 @@ class DecoderRecipe:
 
 def list_decoder_recipes() -> dict[str, str]:
     """Return the shipped recipes: name to the header comment of its file."""
-    return {
-        path.stem: "\n".join(read_header(path.read_text(encoding="utf-8")))
-        for path in sorted(RECIPES_FOLDER.glob("*.toml"))
-    }
+    return list_recipe_files(RECIPES_FOLDER)
 
 
 def load_decoder_recipe(
@@ -136,20 +132,9 @@ def load_decoder_recipe(
     RecipeError
         No such recipe, not TOML, or a field is unknown, missing, of the wrong type or range.
     """
-    text = os.fspath(name_or_path)
-    is_path = text.endswith(".toml") or os.path.basename(text) != text
-    path = Path(text) if is_path else RECIPES_FOLDER / f"{text}.toml"
-    if not path.is_file():
-        raise RecipeError(
-            f"there is no decoder recipe {text!r}; shipped are "
-            f"{', '.join(list_decoder_recipes())}; or give the path of a .toml file."
-        )
-    try:
-        fields = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not TOML: {error}.") from error
-    for override in overrides:
-        apply_override(fields, override)
+    fields, path = read_recipe_file(
+        name_or_path, overrides, folder=RECIPES_FOLDER, kind="decoder recipe"
+    )
     recipe = build_section(DecoderRecipe, fields, prefix="", where=str(path))
     assert isinstance(recipe, DecoderRecipe)
     return recipe

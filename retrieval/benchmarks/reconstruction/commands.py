@@ -98,8 +98,8 @@ def bench_reconstruction(
         from .measure import Encoding, Variants, measure_reconstructions
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "torch", "reconstruct", "this benchmark") from error
+    from ..report import write_report
     from .published import published_view
-    from .report import write_report
     from .table import format_report
 
     if pretrained is not None and encoding_targets is None:

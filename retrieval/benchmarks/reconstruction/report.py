@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from index_builder.embeddings.artefact import atomic_write, describe_software
+from index_builder.embeddings.artefact import describe_software
 
 from ..bootstrap import percentile_interval, resample_images
 from ..identification import FloatArray, IntArray
-from ..report import REPORT_NAME, Estimate
+from ..report import Estimate
 
 FORMAT_VERSION = 1
 PROTOCOL = (
@@ -182,27 +179,3 @@ def mean_estimates(values: FloatArray, n_resamples: int, seed: int) -> list[Esti
         Estimate(float(value), float(bottom), float(ceiling))
         for value, bottom, ceiling in zip(values.mean(axis=0), low, high, strict=True)
     ]
-
-
-def write_report(report: ReconstructionReport, path: str | os.PathLike[str]) -> Path:
-    """Write a report as JSON, atomically.
-
-    Parameters
-    ----------
-    report : ReconstructionReport
-    path : path
-        A file that ends in ``.json``, or a folder, into which ``report.json`` goes.
-
-    Returns
-    -------
-    Path
-        The file written.
-    """
-    file = Path(path)
-    if file.suffix != ".json":
-        file = file / REPORT_NAME
-    with atomic_write(file) as temporary:
-        temporary.write_text(
-            json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-        )
-    return file
