@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from io import BytesIO
@@ -16,6 +17,7 @@ PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".
 MAX_PIXELS = 64 << 20
 NOT_A_PICTURE = "not a picture"
 TOO_LARGE = "too large"
+_OUT_OF_REACH = (errno.ENAMETOOLONG, errno.EACCES, errno.ELOOP)
 
 
 def decode_picture(
@@ -59,11 +61,19 @@ def decode_picture(
             return opened.convert("RGBA") if is_cut_out else opened.copy()
     except FileNotFoundError as error:
         raise PictureError("no such file", f"{where} doesn't exist.") from error
+    except OSError as error:
+        if error.errno in _OUT_OF_REACH:
+            raise PictureError("no such file", f"{where} can't be reached: {error}") from error
+        raise _not_a_picture(where, error) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PictureError(TOO_LARGE, f"{where} is too large to decode: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, struct.error, MemoryError) as error:
-        # Pillow reports damage in any of these, by format.
-        raise PictureError(
-            NOT_A_PICTURE,
-            f"{where} can't be read as a picture: {error}. Expected one of {', '.join(FORMATS)}.",
-        ) from error
+    except (ValueError, SyntaxError, EOFError, struct.error, MemoryError) as error:
+        # Pillow reports damage in any of these and in OSError, by format.
+        raise _not_a_picture(where, error) from error
+
+
+def _not_a_picture(where: str, error: Exception) -> PictureError:
+    return PictureError(
+        NOT_A_PICTURE,
+        f"{where} can't be read as a picture: {error}. Expected one of {', '.join(FORMATS)}.",
+    )

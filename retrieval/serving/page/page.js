@@ -99,6 +99,7 @@ function add(part) {
 
 // After every change of the state: the address, the form of things, then the searches.
 function changed({ isNew = true } = {}) {
+  if (!indexes.length) return; // start() goes on with what was asked meanwhile
   const hash = toHash(state);
   if (hash !== location.hash) history[isNew ? "pushState" : "replaceState"](null, "", hash);
   show();
@@ -106,6 +107,7 @@ function changed({ isNew = true } = {}) {
 }
 
 function show() {
+  if (!indexes.length) return;
   document.body.classList.toggle("is-comparing", state.isComparing);
   byId("compare").setAttribute("aria-pressed", String(state.isComparing));
   byId("mix").setAttribute("aria-pressed", String(isMixing));
@@ -313,8 +315,9 @@ function restore() {
 
 async function start() {
   try {
-    indexes = await api.get("api/indexes");
-    runs = indexes.some((index) => index.takes.trial) ? await api.get("api/runs") : [];
+    const known = await api.get("api/indexes");
+    runs = known.some((index) => index.takes.trial) ? await api.get("api/runs") : [];
+    indexes = known;
   } catch (error) {
     panes[0].error = error;
     panes[0].show({ imageId: null, isCompared: false, onRetry: start });

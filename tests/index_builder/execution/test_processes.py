@@ -13,12 +13,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
 from index_builder.execution import make_executor
 from tests.index_builder.execution.toy import toy_tasks, wait_for_ever
 
 if __name__ == "__main__":
+    # A shell's background jobs, and so their children, are born deaf to it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with make_executor("processes", n_workers=2) as executor:
         executor.run(wait_for_ever, toy_tasks(Path(sys.argv[1]), 3), label="toy")
 """
