@@ -10,13 +10,11 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from index_builder.embeddings.artefact import fingerprint, read_manifest
@@ -48,6 +46,7 @@ from .errors import RunError
 from .models.assemble import summarize_parameters
 from .processes import Processes
 from .recipe import Recipe, load_recipe
+from .reproducible import reproducible
 from .schema.train import AdamWRecipe, RidgeRecipe
 from .study import Study
 from .subjects.subject import Subject
@@ -148,7 +147,7 @@ def train(
         raise RunError(
             f"{root} holds an interrupted run; go on with it (--resume), or delete the folder."
         )
-    with _torch_settings(recipe):
+    with reproducible(recipe.train.n_threads):
         way = recipe.train
         processes = Processes(way.device if isinstance(way, AdamWRecipe) else "cpu")
         study = Study(subjects, targets, recipe.data, seed=recipe.train.seed, teacher=teacher)
@@ -322,19 +321,3 @@ def _summarize(manifest: dict[str, Any], root: Path, started: float) -> RunSumma
         validation=manifest["validation"],
         seconds=time.monotonic() - started,
     )
-
-
-@contextmanager
-def _torch_settings(recipe: Recipe) -> Iterator[None]:
-    """Fix what the result's bytes depend on, and put it back after."""
-    n_threads = torch.get_num_threads()
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.set_num_threads(recipe.train.n_threads)
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
-        torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warning)

@@ -19,6 +19,7 @@ from index_builder.embeddings.terminal import (
 
 if TYPE_CHECKING:
     from index_builder.embeddings.space import EmbeddingSpace
+    from training.checkpoint import Run
     from training.subjects.subject import Subject
 
     from .artefact import Reconstruction
@@ -159,11 +160,12 @@ def reconstruct(
     from .reconstruct import Makers
     from .reconstruct import reconstruct as draw
 
-    opened, space = Subject.open(subject), Run.open(run).space
+    opened, trained = Subject.open(subject), Run.open(run)
+    space = trained.space
     makers = Makers(
         None
         if decoder == RETRIEVAL
-        else _decoder(decoder, run, opened, split, head, device, options),
+        else _decoder(decoder, trained, opened, split, head, device, options),
         _picker(space, device, options) if samples > 1 else None,
         _low_level(opened, split, device, options),
         _retrieved(space, options),
@@ -207,14 +209,13 @@ def _facts(made: Reconstruction, decoder: str) -> dict[str, Any]:
 
 def _decoder(
     name: str,
-    run: Path,
+    run: Run,
     subject: Subject,
     split: str,
     head: DecodedHead | None,
     device: str,
     options: dict[str, Any],
 ) -> Decoder:
-    from training.checkpoint import Run
     from training.encoders.device import one_device
 
     from .contract import Placement
@@ -229,7 +230,7 @@ def _decoder(
         gap = _gap(name, run, subject, head, options["targets"])
     opened = open_decoder(
         name,
-        Run.open(run).space,
+        run.space,
         weights=options["weights"],
         norm=options["norm"],
         placement=placement,
@@ -248,19 +249,18 @@ def _decoder(
     return opened
 
 
-def _gap(name: str, run: Path, subject: Subject, head: DecodedHead | None, targets: Path) -> Gap:
+def _gap(name: str, run: Run, subject: Subject, head: DecodedHead | None, targets: Path) -> Gap:
     """Measure how predictions of the validation images differ from their targets."""
-    from training.checkpoint import Run
     from training.decoder.artefact import TrainedDecoder
     from training.predict import predict
 
     from .flow import measure_gap
 
     if head is None:
-        head = "prior" if Run.open(run).recipe.prior is not None else "retrieval"
+        head = "prior" if run.recipe.prior is not None else "retrieval"
     with TemporaryDirectory(prefix="voxseek-") as folder:
         predictions = predict(
-            run, subject, Path(folder) / "predictions", split="validation", head=head
+            run.path, subject, Path(folder) / "predictions", split="validation", head=head
         )
         return measure_gap(predictions, open_embeddings(targets), TrainedDecoder.open(name))
 

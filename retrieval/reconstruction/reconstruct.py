@@ -272,10 +272,8 @@ class _Drawing:
         scores = np.full(samples.shape[:2], np.nan, np.float32)
         if picker is not None:
             scores = np.stack([picker.scores(pictures, vectors) for pictures in samples])
-        best = np.nan_to_num(scores, nan=-1).argmax(axis=0)
-        self._save(
-            IMAGES, image_ids, [Image.fromarray(samples[b, at]) for at, b in enumerate(best)]
-        )
+        picked = [Image.fromarray(samples[best, at]) for at, best in enumerate(_best(scores))]
+        self._save(IMAGES, image_ids, picked)
         if self.keep_samples:
             for at, image_id in enumerate(image_ids):
                 for sample, pictures in enumerate(samples):
@@ -288,19 +286,23 @@ class _Drawing:
             save_picture(self.root / folder / f"{image_id}.png", picture)
 
 
+def _best(scores: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the best sample of each image, (n,), of scores (n_samples, n); NaN is the worst."""
+    return np.asarray(np.nan_to_num(scores, nan=-1).argmax(axis=0))
+
+
 def _score_table(
     image_ids: list[int], scores: NDArray[np.float32], found: list[Retrieved] | None
 ) -> pa.Table:
     """Return one line a sample, the samples of an image together; NaN scores become null."""
     n_samples, n = scores.shape
-    best = np.nan_to_num(scores, nan=-1).argmax(axis=0)
     absent = pa.nulls(n_samples * n)
     return pa.table(
         [
             np.repeat(image_ids, n_samples),
             np.tile(np.arange(n_samples), n),
             pa.array(scores.T.ravel(), from_pandas=True),
-            (np.arange(n_samples)[None] == best[:, None]).ravel(),
+            (np.arange(n_samples)[None] == _best(scores)[:, None]).ravel(),
             absent if found is None else np.repeat([hit.row for hit in found], n_samples),
             absent if found is None else np.repeat([hit.score for hit in found], n_samples),
         ],

@@ -7,7 +7,6 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from ..checkpoint import (
 )
 from ..errors import DivergedError, RunError
 from ..processes import resolve_device
+from ..reproducible import reproducible
 from ..samples import TargetTable
 from .artefact import FORMAT_VERSION, KIND, MANIFEST, build_network, write_decoder
 from .canvas import Canvas, open_canvas
@@ -130,7 +130,7 @@ def train_decoder(
         raise RunError(
             f"{root} holds an interrupted run; go on with it (--resume), or delete the folder."
         )
-    with _torch_settings(way.n_threads):
+    with reproducible(way.n_threads):
         state = load_state(root, identity)
         root.mkdir(parents=True, exist_ok=True)
         _write_recipe(root, recipe)
@@ -283,19 +283,3 @@ def _summarize(manifest: dict[str, Any], root: Path, started: float) -> DecoderS
         validation_loss=manifest["validation_loss"],
         seconds=time.monotonic() - started,
     )
-
-
-@contextmanager
-def _torch_settings(n_threads: int) -> Iterator[None]:
-    """Fix what the result's bytes depend on, and put it back after."""
-    n_before = torch.get_num_threads()
-    was_deterministic = torch.are_deterministic_algorithms_enabled()
-    was_warning = torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
-    torch.set_num_threads(n_threads)
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_before)
-        torch.use_deterministic_algorithms(was_deterministic, warn_only=was_warning)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -109,17 +110,30 @@ def require_readable(path: str | os.PathLike[str], image_id: int) -> str:
     SubjectError
         If the file is missing, no picture, or truncated.
     """
+    with _opened(path, image_id) as image:
+        extension = Path(path).suffix.lower() or f".{str(image.format).lower()}"
+        image.draft("RGB", (64, 64))  # JPEG: reads every byte, and skips most of the arithmetic
+        image.load()
+    return extension
+
+
+def load_picture(path: str | os.PathLike[str], image_id: int) -> Image.Image:
+    """Decode a picture, apart from its file; raises as `require_readable` does."""
+    with _opened(path, image_id) as image:
+        image.load()
+        return image.copy()
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], image_id: int) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            extension = Path(path).suffix.lower() or f".{str(image.format).lower()}"
-            image.draft("RGB", (64, 64))  # JPEG: reads every byte, and skips most of the arithmetic
-            image.load()
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SubjectError(
             f"image {image_id} can't be read from {os.fspath(path)} ({error}); expected a picture "
             f"that Pillow can decode. Restore the file or correct its path."
         ) from error
-    return extension
 
 
 def _check_table(images: pa.Table, *, where: str) -> pa.Table:

@@ -37,7 +37,7 @@ from index_builder.embeddings.errors import ArtefactError
 
 from ..errors import SubjectError
 from .image_store import ImageStore, StoredImage
-from .images import read_images, require_readable, write_images
+from .images import load_picture, read_images, require_readable, write_images
 from .trials import SPLITS, check_trials
 from .voxel_file import VoxelSource, open_voxels, require_finite, row_chunks, write_voxels
 
@@ -174,10 +174,7 @@ class Subject:
         where = self.image(image_id)
         if isinstance(where, StoredImage):
             return where.open()
-        require_readable(where, image_id)
-        with Image.open(where) as opened:
-            opened.load()
-            return opened.copy()
+        return load_picture(where, image_id)
 
     def voxel_table(self) -> pa.Table | None:
         """Return what is known of each voxel, one row a column of `voxels`; None if nothing is."""
